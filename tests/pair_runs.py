@@ -1,4 +1,4 @@
-"""Runs that have learned the tiny pairs of labelled_data.py: to translate, to find answers."""
+"""Runs that have learned of labelled_data.py: to translate, to find answers, to converse."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from handmade_runs import make_run
 from labelled_data import ENCODERS
 
 from lmscale.config import RunConfig
+from lmscale.files.tokenizer_files import KEPT_FOLDER
 from lmscale.model.family import build_model
 from lmscale.objective.objective import build_preparation, build_scoring
 from lmscale.objective.scores import to_device
 from lmscale.stream.stream import open_stream
 from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.kept_template import choose_run_template, save_template
 from lmscale.train.initial import draw_weights, fill_weights
 
 _WIDTHS = {"layers": 1, "width": 48, "heads": 4}
 MODELS: dict[str, dict[str, Any]] = {
     "pairs": _WIDTHS | {"family": "encoder_decoder"},
     "completion": _WIDTHS,
+    "dialogue": _WIDTHS,
     "answers": ENCODERS["answers"]["model"],
 }
 
 
 def pair_config(labelled: RunConfig, name: str, folder: Path) -> RunConfig:
-    source = "answers" if name == "answers" else "pairs"
+    source = {"answers": "answers", "dialogue": "dialogues"}.get(name, "pairs")
     shards = f"{labelled.shards.folder}/{source}"
     return RunConfig.model_validate(
         {
@@ -34,7 +37,7 @@ def pair_config(labelled: RunConfig, name: str, folder: Path) -> RunConfig:
             "tokenizer": labelled.tokenizer.model_dump(),
             "stream": {
                 "sources": {source: {"shards": f"{shards}/train"}},
-                "sequence_length": 48,
+                "sequence_length": 224 if name == "dialogue" else 48,
                 "packing": "best_fit",
                 "mixture_block": 64,
                 "workers": 0,
@@ -61,4 +64,6 @@ def train_pair_run(config: RunConfig, *, steps: int) -> None:
             optimizer.zero_grad()
             (loss.total / loss.targets).backward()
             optimizer.step()
+        templates = {n: each.manifest.chat_template for n, each in stream.datasets.items()}
     make_run(config, load_tokenizer(config.tokenizer.folder), begins=model.state_dict())
+    save_template(choose_run_template(config, templates), config.folder / KEPT_FOLDER)

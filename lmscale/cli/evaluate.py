@@ -32,23 +32,31 @@ WeightsOption = Annotated[
 ]
 
 
+_SETS, _TASKS, _WRITTEN = "Held-out sets", "Tasks, in their place", "What it writes, in their place"
 SetNameOption = Annotated[
     list[str] | None, typer.Option(help="A set of evaluation.sets; may be given several times.")
 ]
 MaxWindowsOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Score at most this many windows per set, spread evenly over it."),
+    typer.Option(
+        min=1,
+        help="Score at most this many windows per set, spread evenly over it.",
+        rich_help_panel=_SETS,
+    ),
 ]
 TasksOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,NAME|FOLDER",
-        help="Score tasks of lm-evaluation-harness in place of the sets: by name, or all of a "
-        "folder's.",
+        help="Tasks of lm-evaluation-harness: by name, or all of a folder's.",
+        rich_help_panel=_TASKS,
     ),
 ]
 IncludeOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="A folder of more tasks, to be named.")
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="A folder of more tasks, to be named.", rich_help_panel=_TASKS
+    ),
 ]
 HfOption = Annotated[
     Path | None,
@@ -63,25 +71,29 @@ LimitOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Only so many documents of each task, the first ones; with --written, so many pairs "
-        "of each set, spread evenly over it.",
+        help="Of --tasks the first so many documents of each; of --written so many texts of each "
+        "set, spread evenly over it.",
     ),
 ]
 WrittenOption = Annotated[
     bool,
     typer.Option(
         "--written",
-        help="Of a run of pairs or completion, compare the second texts of held-out pairs with "
-        "what the model writes: BLEU, chrF, ROUGE-L, exact matches.",
+        help="Of a run of pairs, completion or dialogue, compare the second texts of held-out "
+        "pairs, or the last answers of dialogues, with what the model writes: BLEU, chrF, ROUGE-L, "
+        "exact matches.",
+        rich_help_panel=_WRITTEN,
     ),
 ]
 MaxTokensOption = Annotated[
     int | None,
-    typer.Option(min=1, help="With --written, the most tokens of a text; default: 256."),
+    typer.Option(min=1, help="The most tokens of a text; default: 256.", rich_help_panel=_WRITTEN),
 ]
 ExamplesOption = Annotated[
     int | None,
-    typer.Option(min=0, help="With --written, so many texts of each set are shown; default: 3."),
+    typer.Option(
+        min=0, help="So many texts of each set are shown; default: 3.", rich_help_panel=_WRITTEN
+    ),
 ]
 ErrorsOption = Annotated[
     int | None,
@@ -90,6 +102,7 @@ ErrorsOption = Annotated[
         max=1000,
         metavar="N",
         help="Of classes and tags, list the N errors of each set that the model is surest of.",
+        rich_help_panel=_SETS,
     ),
 ]
 
@@ -104,7 +117,8 @@ def evaluate(
         Literal["ngram", "unigram"] | None,
         typer.Option(
             help="Beside the loss, that of counts of what the run has read: a trigram, or for "
-            "masked tokens a unigram."
+            "masked tokens a unigram.",
+            rich_help_panel=_SETS,
         ),
     ] = None,
     tasks: TasksOption = None,

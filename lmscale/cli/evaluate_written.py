@@ -54,7 +54,7 @@ def refuse_misfits(
         raise ConfigError(
             "--max-tokens and --examples are of texts that are written: give --written as well."
         )
-    if written and any(others):
+    if written and any(each is not None for each in others):
         raise ConfigError(
             "--max-windows, --baseline, --errors, --tasks and --include-path have nothing to say "
             "of what is written. Make it two commands."
@@ -95,10 +95,11 @@ def _write_sets(
     loaded: LoadedRun, choice: WrittenChoice, ranks: Ranks, stop: StopRequests
 ) -> dict[str, WrittenSet]:
     from lmscale.cli.scoring_ranks import shown
-    from lmscale.evaluation.held_out import open_evaluation_sets
-    from lmscale.evaluation.written import MAX_TOKENS, read_pairs, write_set
+    from lmscale.evaluation.held_out import open_evaluation_sets, warn_of_other_beginnings
+    from lmscale.evaluation.written import MAX_TOKENS, check_templates, read_pairs, write_set
     from lmscale.ranks.collectives import failing_together
     from lmscale.ranks.mesh import plan_mesh
+    from lmscale.stream.ledger import RECORD
     from lmscale.train.votes import StopPoll
 
     with failing_together():
@@ -108,6 +109,9 @@ def _write_sets(
             choice.set_names,
             check_files=ranks.is_first,
         )
+        check_templates(loaded.config.folder, datasets)
+    if (loaded.config.folder / RECORD).exists() and ranks.is_first:
+        warn_of_other_beginnings(datasets, loaded.bos_id)
     poll = StopPoll(stop.requested)
     stop.wait_to_be_asked()
     sets = {}

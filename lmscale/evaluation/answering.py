@@ -129,7 +129,7 @@ def _write_batch(
         place += 1
         is_full_B = place - lengths_B >= max_tokens
         is_done_B |= ~is_given_B & (torch.isin(token_B, ends_E) | is_full_B)
-        if place == capacity or bool(is_done_B.all()):
+        if place >= capacity or bool(is_done_B.all()):
             break
         given_BT, read = token_B[:, None], model.extend
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from lmscale.evaluation.beginnings import Beginning, Lengths
 from lmscale.files.printing import count_of
 from lmscale.metrics.chance import share_interval
 from lmscale.metrics.personal import find_personal, mask
-from lmscale.metrics.spans import SpanSearch, find_covered
+from lmscale.metrics.spans import SpanSearch, find_covered, is_copied
 from lmscale.ranks.collectives import gather_json
 from lmscale.ranks.mesh import Axis
 from lmscale.stream.dataset import Dataset
@@ -82,7 +83,7 @@ class PersonalCount:
 
     values: int
     different: int
-    copied: int  # whose tokens lie in spans that stand in the training shards
+    copied: int  # which lie, as a whole, in a span that stands in the training shards
     shown: tuple[str, ...]  # a few, masked
 
 
@@ -228,11 +229,7 @@ def judge(
         first += len(own)
         repeated[name] = _count_repeated(own, of_own, beginnings[name])
         shortest = min(sizes)
-        covered = [
-            find_covered(found, shortest, len(text))
-            for found, text in zip(of_own[shortest], own, strict=True)
-        ]
-        personal[name] = _count_personal(own, covered, tokenizer)
+        personal[name] = _count_personal(own, of_own[shortest], shortest, tokenizer)
     return Privacy(
         lengths=sizes,
         prompt_tokens=prompt_tokens,
@@ -263,20 +260,17 @@ def _count_repeated(
 
 
 def _count_personal(
-    texts: Sequence[Sequence[int]], covered: Sequence[np.ndarray], tokenizer: Tokenizer
+    texts: Sequence[Sequence[int]], met: Sequence[np.ndarray], size: int, tokenizer: Tokenizer
 ) -> dict[str, PersonalCount]:
     values: dict[str, list[str]] = {}
     copied: Counter[str] = Counter()
-    for ids, is_covered in zip(texts, covered, strict=True):
-        text = tokenizer.decode(list(ids))
-        found = find_personal(text)
-        # Where each token ends in the text, in bytes.
-        ends = np.cumsum([len(tokenizer.decode_bytes([token])) for token in ids]) if found else []
-        for each in found:
+    for ids, is_met in zip(texts, met, strict=True):
+        pieces = _decode_apart(tokenizer, ids)
+        ends = np.cumsum([len(piece) for piece in pieces])  # of each token, in characters
+        for each in find_personal("".join(pieces)):
             values.setdefault(each.kind, []).append(each.value)
-            bytes_at = [len(text[:place].encode()) for place in (each.start, each.end - 1)]
-            first, last = np.searchsorted(ends, bytes_at, side="right")
-            copied[each.kind] += bool(is_covered[first : last + 1].all())
+            first, last = np.searchsorted(ends, [each.start, each.end - 1], side="right")
+            copied[each.kind] += is_copied(is_met, size, int(first), int(last))
     return {
         kind: PersonalCount(
             values=len(found),
@@ -286,6 +280,13 @@ def _count_personal(
         )
         for kind, found in sorted(values.items())
     }
+
+
+def _decode_apart(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text of each id, which join to ``decode``'s: a character is that of its last byte's."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    pieces = [decoder.decode(tokenizer.decode_bytes([token])) for token in ids]
+    return [*pieces, decoder.decode(b"", final=True)]
 
 
 def render_privacy(found: Privacy) -> str:

@@ -13,7 +13,12 @@ from lmscale.config import RunConfig
 from lmscale.config.kinds import Ability
 from lmscale.config.objective import FillMiddleConfig, InfillConfig, SpanConfig
 from lmscale.config.objective_base import ObjectiveConfig
-from lmscale.config.supervised import CompletionConfig, DialogueConfig, PairsConfig
+from lmscale.config.supervised import (
+    CompletionConfig,
+    DialogueConfig,
+    LabelledConfig,
+    PairsConfig,
+)
 from lmscale.errors import ConfigError
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.chat_template import ChatTemplate, Messages
@@ -89,14 +94,16 @@ def let_end(
 
 def ask_turn(template: ChatTemplate, messages: Messages) -> Prompt:
     """Ask for the assistant's answer to the last of the messages."""
-    return Prompt(
-        ids=tuple(template.encode_prompt(messages).tolist()),
-        ends=frozenset({template.end_id}),
-        is_answered=True,
-    )
+    return ask_behind(template, template.encode_prompt(messages).tolist())
 
 
-def _load_template(config: RunConfig, tokenizer: Tokenizer) -> ChatTemplate:
+def ask_behind(template: ChatTemplate, ids: Sequence[int]) -> Prompt:
+    """``ask_turn`` of a dialogue's ids, up to where the answer begins."""
+    return Prompt(ids=tuple(ids), ends=frozenset({template.end_id}), is_answered=True)
+
+
+def load_run_template(config: RunConfig, tokenizer: Tokenizer) -> ChatTemplate:
+    """That of a run of ``dialogue``. Raises ``ConfigError`` where it keeps none any more."""
     text = load_kept_template(config.folder)
     if not text:
         raise ConfigError(
@@ -123,7 +130,7 @@ def _ask(
         after = encode(suffix or "").tolist()
         return _ask_pair((*bos, *ids, added["mask"], *after, added["end"]), added)
     if isinstance(objective, DialogueConfig) and suffix is None:
-        return ask_turn(_load_template(config, tokenizer), [{"role": "user", "content": text}])
+        return ask_turn(load_run_template(config, tokenizer), [{"role": "user", "content": text}])
     if suffix is not None:
         return Prompt(ids=tuple(_encode_middle(objective, encode, added, text, suffix, bos_id)))
     return ask_ids(config, ids, bos_id=bos_id)
@@ -146,8 +153,24 @@ def check_prompt(config: RunConfig, prompt: Prompt, max_tokens: int) -> None:
     problems = [*find_misfits(prompt, max_tokens, max_positions=config.max_positions)]
     if config.model.offers.isdisjoint((Ability.CAUSAL, Ability.CROSS)):
         problems.insert(0, describe_mute(config.model.family))
+    elif problem := find_tokenless(config):
+        problems.insert(0, problem)
     if problems:
         raise ConfigError(problems)
+
+
+def find_tokenless(config: RunConfig) -> str | None:
+    """Why a run's model says of no token how likely it is: it has learned labels, or an encoder
+    something else than what is hidden.
+    """
+    writes = not config.model.offers.isdisjoint((Ability.CAUSAL, Ability.CROSS))
+    is_labelled = isinstance(config.objective, LabelledConfig)
+    if not is_labelled and (writes or "mask" in config.objective_ids):
+        return None
+    return (
+        f"The run learned objective.name = {config.objective.name!r}, and its model predicts no "
+        "token. Take a run that does, such as one of causal or masked."
+    )
 
 
 def describe_mute(family: str) -> str:

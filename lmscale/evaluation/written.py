@@ -1,23 +1,27 @@
-"""Held-out pairs of texts: the second one as a run's model writes it, beside the one wanted."""
+"""Held-out pairs of texts: the second one as a run's model writes it, beside the one wanted. Of a
+dialogue what was said before, and the assistant's last answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lmscale.config import RunConfig
-from lmscale.config.supervised import CompletionConfig, PairsConfig
+from lmscale.config.supervised import CompletionConfig, DialogueConfig, PairsConfig
 from lmscale.errors import ConfigError
-from lmscale.evaluation.prompts import ask_ids
+from lmscale.evaluation.prompts import Prompt, ask_behind, ask_ids, load_run_template
 from lmscale.files.printing import count_of
 from lmscale.metrics.written import WrittenScore, check_sacrebleu, score_written
 from lmscale.objective.pieces import find_pieces
 from lmscale.ranks.mesh import Axis
-from lmscale.shards.members import PARTS
+from lmscale.shards.members import PARTS, REPLIES
 from lmscale.stream.dataset import Dataset
+from lmscale.tokenizer.kept_template import load_kept_template
 
 if TYPE_CHECKING:
     from lmscale.evaluation.run import LoadedRun
@@ -29,7 +33,11 @@ _SHOWN = 300  # characters of a text beside others
 
 
 class Pair(NamedTuple):
-    """The ids of both texts, without those that begin and end a document."""
+    """The ids of both texts, without those that begin and end a document.
+
+    Of a dialogue all that stands before its last answer, and that with what ends it: special
+    tokens, which are no text.
+    """
 
     first: list[int]
     second: list[int]
@@ -56,42 +64,63 @@ class WrittenSet:
 
 def check_writing(config: RunConfig) -> None:
     """Raise ``ConfigError`` where there is nothing to compare, before a model is loaded."""
-    if not isinstance(config.objective, PairsConfig | CompletionConfig):
+    if not isinstance(config.objective, PairsConfig | CompletionConfig | DialogueConfig):
         raise ConfigError(
             "--written compares the second texts of held-out pairs with what the model writes: it "
-            f"takes a run of pairs or completion, and this one has {config.objective.name}. Leave "
-            "it out."
+            "takes a run of pairs, completion or dialogue, and this one has "
+            f"{config.objective.name}. Leave it out."
         )
     check_sacrebleu()
 
 
+def check_templates(folder: Path, datasets: Mapping[str, Dataset]) -> None:
+    """Raise ``ConfigError`` for sets of dialogues that are written otherwise than the run's."""
+    kept = load_kept_template(folder)
+    problems = [
+        f"evaluation.sets.{name}: its dialogues were written by another chat template than those "
+        "of the run. Build its shards again with the same tokenizer.chat_template."
+        for name, dataset in datasets.items()
+        if dataset.shape.has_turns and dataset.manifest.chat_template != kept
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
 def read_pairs(dataset: Dataset, *, limit: int | None = None) -> list[Pair]:
     """The pairs of a set in stored order; with a limit so many at most, spread evenly over it."""
-    bos_id = dataset.manifest.bos_id
     total = sum(entry.documents for entry in dataset.manifest.shards)
     wanted = set(choose_evenly(range(total), limit)) if limit is not None else None
-    pairs, number = [], 0
-    for ids, part in _read_documents(dataset):
-        if wanted is None or number in wanted:
-            begin = int(bos_id is not None and ids[0] == bos_id)
-            pairs.append(Pair(ids[begin:part].tolist(), ids[part:-1].tolist()))
-        number += 1
-    return pairs
+    pairs = enumerate(_read_pairs(dataset))
+    return [pair for number, pair in pairs if wanted is None or number in wanted]
 
 
-def _read_documents(dataset: Dataset) -> Iterator[tuple[np.ndarray, int]]:
-    """The ids of each document, and where its second text begins."""
+def _read_pairs(dataset: Dataset) -> Iterator[Pair]:
+    bos_id = dataset.manifest.bos_id
     at_once = max(1, _TOKENS_AT_ONCE // dataset.shape.tokens)
     for first in range(0, dataset.num_windows, at_once):
         rows = dataset.read(np.arange(first, min(first + at_once, dataset.num_windows)))
         pieces = find_pieces(rows, mask_documents=True)
         is_there = pieces.lengths > 0
-        places = zip(
-            pieces.starts[is_there], pieces.lengths[is_there], rows.members[PARTS], strict=True
-        )
         tokens = rows.tokens.reshape(-1)
-        for start, length, part in places:
-            yield tokens[start : start + length], int(part)
+        starts, lengths = pieces.starts[is_there], pieces.lengths[is_there]
+        documents = [slice(*each) for each in zip(starts, starts + lengths, strict=True)]
+        if dataset.shape.has_turns:
+            replies = rows.members[REPLIES].reshape(-1)
+            for each in documents:
+                begin, end = find_last_answer(replies[each])
+                yield Pair(tokens[each][:begin].tolist(), tokens[each][begin:end].tolist())
+            continue
+        for each, part in zip(documents, rows.members[PARTS], strict=True):
+            ids = tokens[each]
+            begin = int(bos_id is not None and ids[0] == bos_id)
+            yield Pair(ids[begin:part].tolist(), ids[part:-1].tolist())
+
+
+def find_last_answer(replies: np.ndarray) -> tuple[int, int]:
+    """Where in a dialogue's tokens it begins and ends. ``replies``: 1 for those of answers."""
+    end = int(np.flatnonzero(replies)[-1]) + 1
+    before = np.flatnonzero(replies[:end] == 0)
+    return (int(before[-1]) + 1 if len(before) else 0), end
 
 
 def write_set(
@@ -110,7 +139,7 @@ def write_set(
     written = write_answers(
         loaded.model,
         tokenizer,
-        [ask_ids(config, pair.first, bos_id=loaded.bos_id) for pair in pairs],
+        _ask(loaded, pairs),
         max_tokens=max_tokens,
         batch_tokens=batch_tokens(config),
         data=data,
@@ -126,6 +155,14 @@ def write_set(
         unended=sum(not answer.is_ended for answer in written),
         examples=examples,
     )
+
+
+def _ask(loaded: LoadedRun, pairs: Sequence[Pair]) -> list[Prompt]:
+    config = loaded.config
+    if isinstance(config.objective, DialogueConfig):
+        template = load_run_template(config, loaded.tokenizer)
+        return [ask_behind(template, pair.first) for pair in pairs]
+    return [ask_ids(config, pair.first, bos_id=loaded.bos_id) for pair in pairs]
 
 
 def batch_tokens(config: RunConfig) -> int:

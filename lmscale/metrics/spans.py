@@ -83,6 +83,15 @@ def find_covered(is_met: np.ndarray, size: int, length: int) -> np.ndarray:
     return np.cumsum(edges[:-1]) > 0
 
 
+def is_copied(is_met: np.ndarray, size: int, first: int, last: int) -> bool:
+    """Whether a text's tokens from ``first`` to ``last`` stand together in what was looked through:
+    in one span that was met, or where they are more than a span's, in all spans of theirs.
+    """
+    if last - first + 1 > size:
+        return bool(is_met[first : last - size + 2].all())
+    return bool(is_met[max(0, last - size + 1) : first + 1].any())
+
+
 _NONE = np.empty(0, dtype=np.uint64)
 
 

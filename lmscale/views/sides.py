@@ -14,7 +14,7 @@ import numpy as np
 from lmscale.config import RunConfig
 from lmscale.config.kinds import Ability
 from lmscale.errors import ConfigError
-from lmscale.evaluation.prompts import Prompt, build_prompt
+from lmscale.evaluation.prompts import Prompt, build_prompt, find_tokenless
 from lmscale.files.printing import count_of
 from lmscale.objective.token_kinds import begins_word
 from lmscale.tokenizer.base import Tokenizer
@@ -133,14 +133,11 @@ def find_places(config: RunConfig, sides: Sides) -> list[int]:
 
     Raises ``ConfigError`` where the model predicts no token.
     """
+    if problem := find_tokenless(config):
+        raise ConfigError(problem)
     if Ability.BIDIRECTIONAL not in config.model.offers:
         return [len(sides.own.ids) - 1]
-    mask = config.objective_ids.get("mask")
-    if mask is None:
-        raise ConfigError(
-            f"The run learned objective.name = {config.objective.name!r}, and its model predicts "
-            "no token. Take a run that does, such as one of masked."
-        )
+    mask = config.objective_ids["mask"]
     places = [place for place, number in enumerate(sides.own.ids) if number == mask]
     if not places:
         raise ConfigError(

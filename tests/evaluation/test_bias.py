@@ -9,6 +9,7 @@ import pytest
 import torch
 from handmade_runs import make_run
 from tiny_run import tiny_config
+from two_ranks import figures_of, run_on_two
 from typer.testing import CliRunner
 
 from lmscale.cli.probe import app
@@ -106,6 +107,18 @@ def test_the_command_prints_a_line_for_each_category_and_keeps_the_figures(run):
     names = [["en", category] for category in ("gender", "age", "origin", "wealth")]
     assert [line.split()[:2] for line in lines[1:5]] == names
     assert any("no proof of fairness" in line for line in lines)
+
+
+@pytest.mark.ranks
+def test_two_ranks_score_as_one_does(run, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("en: {work: {pairs: [[He, She], [A man, A woman]], first: ['{} works here.']}}")
+    words = ("bias", str(run), "--templates", str(file), "--json")
+    (alone,) = json.loads(call(*words))["rows"]
+    first, second = run_on_two("probe", *words)
+    (together,) = figures_of(first)["rows"]
+    assert together == {n: pytest.approx(v) if n == "gap" else v for n, v in alone.items()}
+    assert alone["gap"] != 0 and (second.code, second.output) == (0, "")
 
 
 def test_groups_that_change_places_change_the_sign_alone(run):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from task_cases import build_suite
-from tiny_run import Ended, launch, run_lmscale, start_lmscale, write_tiny_config
+from tiny_run import Ended, launch, run_lmscale, write_tiny_config
+from two_ranks import figures_of, run_on_two
 
-from launcher.rendezvous import environment_for, find_free_port
 from lmscale.cli.scoring_ranks import find_ranks
 
 STEPS = {
@@ -33,23 +32,7 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate_on_two(*words: str | Path) -> tuple[Ended, Ended]:
-    """The command as two ranks of one machine, which meet."""
-    master = ("127.0.0.1", find_free_port())
-    processes = [
-        start_lmscale(
-            *("evaluate", *words),
-            environment=environment_for(
-                rank, world_size=2, local_rank=rank, local_world_size=2, node_rank=0, master=master
-            ),
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    first, second = (
-        Ended(code=process.wait(), output=output)
-        for process, output in zip(processes, outputs, strict=True)
-    )
-    return first, second
+    return run_on_two("evaluate", *words)
 
 
 def step_environment(rank: int) -> dict[str, str]:
@@ -64,11 +47,6 @@ def step_environment(rank: int) -> dict[str, str]:
         "SLURM_JOB_ID": "7",
         "SLURM_STEP_ID": "0",
     }
-
-
-def figures_of(ended: Ended) -> dict:
-    assert ended.code == 0, ended.output
-    return json.loads(ended.output[ended.output.index("{") :])
 
 
 @pytest.mark.ranks

@@ -9,6 +9,7 @@ import pytest
 from handmade_runs import STEP, make_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import tiny_config
+from two_ranks import figures_of, run_on_two
 from typer.testing import CliRunner
 
 from lmscale.cli.probe import app
@@ -116,6 +117,15 @@ def test_the_command_tells_both_kinds_of_beginnings_and_keeps_its_figures(run):
     assert "privacy/text_summary" in events.Tags()["tensors"]
 
 
+@pytest.mark.ranks
+def test_two_ranks_find_what_one_finds_and_the_first_says_so(run):
+    alone = json.loads(call("privacy", run.folder, *OPTIONS, "--json"))
+    words = [str(each) for each in ("privacy", run.folder, *OPTIONS, "--json")]
+    first, second = run_on_two("probe", *words)
+    assert figures_of(first) == alone and alone["shards"]["all"] > 1
+    assert (second.code, second.output) == (0, "")
+
+
 def test_personal_data_is_counted_masked_and_set_against_what_was_copied(run):
     tokenizer = load_tokenizer(run.tokenizer.folder)
     text = "ask li_wei@qq.com or 415-867-5309 and li_wei@qq.com"
@@ -129,6 +139,14 @@ def test_personal_data_is_counted_masked_and_set_against_what_was_copied(run):
     assert (mail.values, mail.different, mail.copied) == (2, 1, 1)
     assert (phone.values, phone.copied, phone.shown) == (1, 0, ("4**-***-****",))
     assert mail.shown == ("l*_***@**.***",)
+    broken = [*tokenizer.encode("你").tolist()[:1], *ids]  # half of a character
+    assert len(tokenizer.decode_bytes(broken[:1])) < 3
+    met = {2: [np.append([False], met[2][0])]}
+    again = judge(
+        {TEXT: [Beginning([1], broken)]}, {TEXT: [broken]}, met, tokenizer, shards=(1, 1),
+        prompt_tokens=1,
+    )  # fmt: skip
+    assert again.personal == found.personal
 
 
 def test_a_run_that_cannot_be_probed_so_is_refused(run, tmp_path):

@@ -22,10 +22,10 @@ from lmscale.config.model import DecoderConfig, EncoderDecoderConfig, RecurrentC
 from lmscale.errors import ConfigError
 from lmscale.evaluation.answering import plan_batches, write_answers
 from lmscale.evaluation.generate import Generation
-from lmscale.evaluation.prompts import Prompt, build_prompt
+from lmscale.evaluation.prompts import Prompt, ask_turn, build_prompt, load_run_template
 from lmscale.evaluation.run import load_run
 from lmscale.evaluation.sampling import Sampling
-from lmscale.evaluation.written import read_pairs
+from lmscale.evaluation.written import find_last_answer, read_pairs
 from lmscale.metrics.written import score_written
 from lmscale.model.family import Model, build_model
 from lmscale.ranks.mesh import Axis
@@ -161,6 +161,40 @@ def test_what_was_written_of_held_out_pairs_is_scored_and_kept(run):
     assert events.Scalars("written/pairs/bleu")[-1].value == pytest.approx(score.bleu)
     table = events.Tensors("written/pairs/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert found["examples"][0]["wanted"] in table
+
+
+def test_of_a_dialogue_the_last_answer_is_asked_for_as_a_chat_would(labelled, tmp_path):
+    config = pair_config(labelled, "dialogue", tmp_path / "run")
+    train_pair_run(config, steps=60)
+    printed = json.loads(
+        call(config.folder, "--written", "--json", "--examples", 50, "--max-tokens", 12)
+    )
+    found = printed["sets"]["dialogues"]
+    loaded = load_run(config.folder, step=None, device=CPU)
+    tokenizer = loaded.tokenizer
+    template = load_run_template(loaded.config, tokenizer)
+    known = {}
+    for row in records("dialogues"):
+        *said, answer = row["messages"]
+        prompt = ask_turn(template, said)
+        known[tokenizer.decode(list(prompt.ids))] = len(said), prompt, answer["content"]
+    assert len(found["examples"]) == found["texts"] > 10
+    asked = [known[each["first"]] for each in found["examples"]]
+    assert {length for length, _, _ in asked} >= {2, 3, 5}  # some behind earlier answers
+    assert [each["wanted"].strip() for each in found["examples"]] == [each[2] for each in asked]
+    assert [each["written"] for each in found["examples"]] == [
+        tokenizer.decode(alone(loaded.model, tokenizer, prompt, 12)) for _, prompt, _ in asked
+    ]
+    assert len({each["written"] for each in found["examples"]}) > 2
+    assert found["unended"] < found["texts"]  # what ends a turn has ended some
+    (config.folder / "tokenizer/chat_template.jinja").write_text("{{ eos_token }}")
+    with pytest.raises(ConfigError, match="dialogues: its dialogues were written by another"):
+        call(config.folder, "--written")
+
+
+def test_the_last_answer_is_the_last_run_of_its_tokens():
+    assert find_last_answer(np.array([0, 1, 1, 0, 1, 1, 1, 0])) == (4, 7)
+    assert find_last_answer(np.array([1, 1])) == (0, 2)
 
 
 def test_a_table_tells_counts_signatures_and_examples(run):

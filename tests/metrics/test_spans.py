@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.metrics import spans
-from lmscale.metrics.spans import SpanSearch, find_covered, hash_spans
+from lmscale.metrics.spans import SpanSearch, find_covered, hash_spans, is_copied
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=5)
 TEXTS = st.lists(st.lists(st.integers(0, 2), max_size=10), max_size=4)
@@ -77,3 +77,12 @@ def test_a_hash_is_of_the_tokens_wherever_they_stand():
 def test_tokens_that_are_covered_lie_in_any_span_that_was_met():
     met = np.array([True, False, False, False, True, True])
     assert find_covered(met, 3, 8).tolist() == [True] * 3 + [False] + [True] * 4
+
+
+def test_tokens_are_copied_where_one_span_holds_them_and_not_where_two_meet_in_them():
+    is_met = np.array([True, False, False, True, True, False])  # spans of 3 among 8 tokens
+    assert is_copied(is_met, 3, 0, 2) and is_copied(is_met, 3, 1, 2)
+    assert not is_copied(is_met, 3, 2, 3)  # the end of one span and the beginning of another
+    assert is_copied(is_met, 3, 3, 6) and not is_copied(is_met, 3, 4, 7)
+    assert is_copied(is_met, 3, 6, 6) and not is_copied(is_met, 3, 7, 7)
+    assert not is_copied(np.zeros(0, dtype=bool), 3, 0, 1)

@@ -8,12 +8,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from handmade_runs import make_run
+from labelled_data import labelled_recipe
 from recipes import RECIPES
 from tiny_run import tiny_config
 from typer.testing import CliRunner
 
 from lmscale.cli.show import app
 from lmscale.errors import ConfigError
+from lmscale.evaluation.prompts import build_prompt, check_prompt
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.views.attention_picture import Grid, render_html, render_svg
 from lmscale.views.looks import Look, find_word, plan_grids
@@ -97,6 +99,20 @@ def test_what_cannot_be_shown_is_told_in_a_line(runs, tmp_path):
     refuse("there is no folder", *attention, "--out", tmp_path / "none" / "x.svg")
     refuse("in the run", *attention, "--out", llama / "x.svg")
     refuse("fills masks: write one", "next", runs / "masked", "--text", "a")
+
+
+def test_a_decoder_that_has_learned_classes_is_asked_for_no_token(labelled, tiny_data, tmp_path):
+    model = {"layers": 1, "width": 32, "heads": 4, "text_classes": 2}
+    recipe = labelled_recipe("classes", labelled) | {"model": model}
+    config = tiny_config(tiny_data, tmp_path / "run", recipe)
+    tokenizer = load_tokenizer(config.tokenizer.folder)
+    make_run(config, tokenizer, ranks=1)
+    said = "'classes', and its model predicts no token"
+    with pytest.raises(ConfigError, match=said):
+        call("next", config.folder, "--text", "a cat")
+    with pytest.raises(ConfigError, match=said):  # of generate and chat
+        check_prompt(config, build_prompt(config, tokenizer, "a cat"), 1)
+    assert "cat" in call("attention", config.folder, "--text", "a cat", "--token", "cat")
 
 
 def test_words_of_any_script_and_any_characters_make_a_picture_that_parses():
