@@ -171,6 +171,7 @@ def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
             model_type=config.kind,
             vocab_size=config.vocab_size,
             character_coverage=config.character_coverage,
+            required_chars=SPACE_MARK,  # else of text without a space U+2581 itself becomes bytes
             byte_fallback=True,
             normalization_rule_name="identity",
             add_dummy_prefix=False,

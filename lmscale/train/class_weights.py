@@ -18,7 +18,6 @@ from lmscale.config import RunConfig
 from lmscale.config.supervised import BALANCED, NamedClassesConfig
 from lmscale.engine.engine import Engine
 from lmscale.errors import DataError
-from lmscale.files.printing import count_of
 from lmscale.files.progress import progress
 from lmscale.files.strangers import EXACT, Finite, Text
 from lmscale.objective.labelled_scoring import LabelledScoring
@@ -98,8 +97,8 @@ def _balance(stream: Stream, names: tuple[str, ...], *, at: int) -> dict[str, fl
     if missing := [names[number] for number in np.flatnonzero(expected == 0)]:
         shown = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
         raise DataError(
-            f"objective.class_weights = 'balanced', but {count_of(len(missing), 'class')} of "
-            f"objective.names have no example in the training shards: {shown}. Name weights, such "
-            "as {" + f"{names[0]}: 2" + "}, or leave class_weights out."
+            "objective.class_weights = 'balanced', but of these classes of objective.names the "
+            f"training shards hold no example: {shown}. Name weights, such as {{{names[0]}: 2}}, "
+            "or leave class_weights out."
         )
     return dict(zip(names, balance(expected).tolist(), strict=True))

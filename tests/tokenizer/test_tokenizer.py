@@ -210,6 +210,13 @@ def test_more_than_65536_pieces_need_uint32(tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_tokenizer_of_text_without_a_space_knows_spaces(kind):
+    model = train_model(CHINESE * 20, TokenizerConfig(kind=kind, vocab_size=335))
+    tokenizer = OwnTokenizer(model, {"kind": kind})
+    assert tokenizer.decode(tokenizer.encode(" 中 文\u2581 ")) == " 中 文\u2581 "
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_training_gives_the_same_bytes_on_any_number_of_cores(kind):
     program = f"""
 import hashlib, os, pydoc_data.topics, sys
