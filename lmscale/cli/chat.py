@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +13,7 @@ import typer
 
 from lmscale.cli.evaluate import StepOption, WeightsOption
 from lmscale.cli.options import RunArgument, print_notes, print_problems
-from lmscale.errors import LmscaleError
+from lmscale.errors import EXIT_USER, LmscaleError
 from lmscale.files.printing import say, say_text
 
 if TYPE_CHECKING:
@@ -57,11 +58,12 @@ def chat(
     weights: WeightsOption = None,
 ) -> None:
     """Talk with a run's model. Answers stream; Ctrl-C cuts one, Ctrl-D ends, /help lists commands.
-    Without a terminal every line of the standard input is a question.
+    Without a terminal every line of the standard input is a question, Ctrl-C ends, and the exit
+    code is 2 where one could not be asked.
     """
     from lmscale.cli.scoring_ranks import ModelAsked, find_asked, load_asked, open_ranks
     from lmscale.evaluation.dialogue import Dialogue
-    from lmscale.evaluation.prompts import check_prompt
+    from lmscale.evaluation.prompts import check_chat
     from lmscale.evaluation.sampling import Sampling
     from lmscale.ranks.ranks import Ranks
 
@@ -71,7 +73,7 @@ def chat(
     assert found is not None  # of one rank
     chosen = _choose_template(found, template)
     dialogue = Dialogue(system=system)
-    check_prompt(found.config, _ask(chosen, dialogue), 1)
+    check_chat(found.config, chosen, dialogue.messages("a"))
     with open_ranks(alone) as device:
         loaded = load_asked(asked, found, device, alone)
     partner = Partner(
@@ -83,13 +85,8 @@ def chat(
     )
     if partner.is_terminal:
         say(f"{found.name}. Ctrl-C cuts an answer, Ctrl-D ends, /help lists commands.", err=True)
-    _converse(partner, dialogue)
-
-
-def _ask(template: ChatTemplate, dialogue: Dialogue):
-    from lmscale.evaluation.prompts import ask_turn
-
-    return ask_turn(template, dialogue.messages("a"))
+    if not _converse(partner, dialogue):
+        raise typer.Exit(EXIT_USER)
 
 
 def _choose_template(found: FoundRun, wanted: str | None) -> ChatTemplate:
@@ -112,14 +109,16 @@ def _choose_template(found: FoundRun, wanted: str | None) -> ChatTemplate:
     )
 
 
-def _converse(partner: Partner, dialogue: Dialogue) -> None:
+def _converse(partner: Partner, dialogue: Dialogue) -> bool:
+    """False: through pipes, where nobody says it in other words, a line could not be asked."""
     from lmscale.evaluation.dialogue import HELP, parse_line
 
+    is_whole = True
     for line in _read_lines(is_terminal=partner.is_terminal):
         try:
             command, text = parse_line(line)
             if command == "exit":
-                return
+                break
             if command == "help":
                 say(HELP, err=True)
             elif command is not None:
@@ -131,9 +130,13 @@ def _converse(partner: Partner, dialogue: Dialogue) -> None:
                 dialogue = _answer(partner, dialogue, text)
         except LmscaleError as error:
             print_problems(error.problems)
+            is_whole = partner.is_terminal
+    return is_whole
 
 
 def _read_lines(*, is_terminal: bool) -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a byte that is no text is told of its line
+        sys.stdin.reconfigure(errors="surrogateescape")
     if not is_terminal:
         yield from sys.stdin
         return
@@ -184,6 +187,8 @@ def _answer(partner: Partner, dialogue: Dialogue, question: str) -> Dialogue:
             answer += shown
             say_text(shown)
     except KeyboardInterrupt:
+        if not partner.is_terminal:  # of a file of questions the next one is not waited for
+            raise
         is_cut = True
     say()
     if is_cut:

@@ -106,6 +106,17 @@ class CorpusSourceConfig(Section):
     assistant) and ``content``, or with ShareGPT's ``from`` (human, gpt) and ``value``. It is read
     in place of ``text_field``.
     """
+    instruction_field: str = ""
+    """Dialogues of one question and its answer, as Alpaca has them (``instruction``): the key or
+    column of what is asked, where ``output_field`` holds the answer. It is read in place of
+    ``text_field``.
+    """
+    input_field: str = ""
+    """Of such a dialogue: the key or column of the text that is asked about (``input``), which
+    follows the instruction behind an empty line; where it is empty or null there is none.
+    """
+    output_field: str = ""
+    """Of such a dialogue: the key or column of the answer (``output``)."""
     label_field: str = ""
     """The key or column of the whole document's label: one of ``label_names`` or, without names, a
     number.
@@ -138,6 +149,7 @@ class CorpusSourceConfig(Section):
     FIELDS_BESIDE: ClassVar = (
         *("target_field", "messages_field", "label_field", "tags_field"),
         *("answer_field", "answer_start_field"),
+        *("instruction_field", "input_field", "output_field"),
     )
     later: ClassVar = frozenset(
         {*FIELDS_BESIDE, "label_names", "word_separator", "strip_html", "heldout_fraction"}
@@ -151,12 +163,12 @@ class CorpusSourceConfig(Section):
     @property
     def fields_read(self) -> dict[str, str]:
         """Setting → key or column of all that is read of a record."""
-        text = {} if self.messages_field else {"text_field": self.text_field}
+        text = {} if self.has_dialogues else {"text_field": self.text_field}
         return {**text, **self.fields_beside}
 
     @property
     def has_dialogues(self) -> bool:
-        return bool(self.messages_field)
+        return bool(self.messages_field or self.instruction_field)
 
     @property
     def has_pairs(self) -> bool:
@@ -194,8 +206,7 @@ class CorpusSourceConfig(Section):
         if self.tags_field and (self.label_field or self.target_field):
             yield "tags_field: tagged words are neither a pair nor do they have a label; name one"
         yield from self._find_answer_problems()
-        if self.messages_field and len(self.fields_beside) > 1:
-            yield "messages_field: a dialogue is neither a pair nor has it labels or tags; name one"
+        yield from self._find_dialogue_problems()
         if self.word_separator.strip():
             yield f"word_separator = {self.word_separator!r} is no white space"
         if self.label_kind is not None:
@@ -213,6 +224,17 @@ class CorpusSourceConfig(Section):
             yield "answer_field: a question has an answer, and no label or tags beside it"
         if not self.target_field:
             yield "answer_field: an answer stands in a context; name its field in target_field"
+
+    def _find_dialogue_problems(self) -> Iterator[str]:
+        of_one = {"instruction_field", "input_field", "output_field"}
+        given = self.fields_beside.keys()
+        if self.messages_field and len(given) > 1:
+            yield "messages_field: a dialogue is neither a pair nor has it labels or tags; name one"
+        elif self.instruction_field and given - of_one:
+            others = " and ".join(sorted(given - of_one))
+            yield f"instruction_field: a dialogue has no {others}; name one"
+        if of_one & given and not {"instruction_field", "output_field"} <= given:
+            yield "instruction_field and output_field belong together, and input_field to both"
 
     def _find_field_problems(self) -> Iterator[str]:
         """Why its fields cannot be read so, of all its files or of an input's."""

@@ -108,7 +108,8 @@ def find_not_carried(found: Carrying, wanted: Carrying, *, where: str) -> list[s
     if wanted.has_turns and not found.has_turns:
         problems.append(
             f"{where}: its documents are no dialogues. Name messages_field of its source in "
-            "corpus.sources, and build corpus and shards again."
+            "corpus.sources (or instruction_field and output_field), and build corpus and shards "
+            "again."
         )
     if wanted.labels is not None and found.labels != wanted.labels:
         problems.append(

@@ -12,7 +12,7 @@ from typing import Any
 
 from lmscale.config.corpus import CorpusSourceConfig
 from lmscale.corpus.answers import find_answer
-from lmscale.corpus.messages import read_turns
+from lmscale.corpus.messages import read_instruction, read_turns
 from lmscale.files.strangers import kind_of_json, quote
 
 LARGEST = 3.4e38  # of a label that is a number: fp32
@@ -56,7 +56,7 @@ class RecordFields:
         """Setting → key or column of all that is read."""
         self.has_more = self.by_setting.keys() != {"text_field"}
         """Whether that is other than a text alone."""
-        self.text_name = source.messages_field or source.text_field
+        self.text_name = source.messages_field or source.instruction_field or source.text_field
         self._label_kind = source.label_kind
         self._texts = [source.text_field, *filter(None, [source.target_field])]
         self._places = {name: place for place, name in enumerate(source.label_names)}
@@ -86,7 +86,11 @@ class RecordFields:
         """
         source = self.source
         if source.has_dialogues:
-            turns = read_turns(record[source.messages_field], source.messages_field)
+            turns = (
+                read_turns(record[source.messages_field], source.messages_field)
+                if source.messages_field
+                else read_instruction(record, source)
+            )
             return MarkedText(
                 pieces=tuple(turn.content for turn in turns),
                 roles=tuple(turn.role for turn in turns),

@@ -1,14 +1,18 @@
-"""A record's list of messages → the turns of a dialogue, or why it is none."""
+"""A record's list of messages, or its instruction and output → the turns of a dialogue, or why it
+is none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lmscale.config.corpus import CorpusSourceConfig
 from lmscale.files.strangers import kind_of_json, quote
 
 ASSISTANT, SYSTEM, USER = "assistant", "system", "user"
 _KEYS = (("role", "content"), ("from", "value"))  # OpenAI's, and ShareGPT's
+_UNREAD = ("tool_calls", "function_call")  # without which what is said means something else
 _ROLES = {each: each for each in (SYSTEM, USER, ASSISTANT)} | {"human": USER, "gpt": ASSISTANT}
 
 
@@ -53,6 +57,29 @@ def read_turns(messages: Any, field: str) -> tuple[Turn, ...]:
     return turns
 
 
+def read_instruction(record: Mapping[str, Any], source: CorpusSourceConfig) -> tuple[Turn, ...]:
+    """The two turns of an instruction, with what it is about, and its output.
+
+    Raises ``BrokenDialogueError`` where one of them is no text, or has none.
+    """
+    texts = {}
+    for setting in ("instruction_field", "input_field", "output_field"):
+        if not (field := getattr(source, setting)):
+            continue
+        where, text = f"{field!r} ({setting})", record[field]
+        is_optional = setting == "input_field"
+        if is_optional and text is None:
+            continue
+        if not isinstance(text, str):
+            raise BrokenDialogueError(f"{where} holds {kind_of_json(text)}, not text")
+        if not (text.strip() or is_optional):
+            raise BrokenDialogueError(f"{where} holds no text")
+        if text.strip():
+            texts[setting] = text
+    answer = texts.pop("output_field")
+    return Turn(USER, "\n\n".join(texts.values())), Turn(ASSISTANT, answer)
+
+
 def _read_turn(message: Any, number: int, where: str) -> Turn:
     if not isinstance(message, Mapping):
         raise BrokenDialogueError(
@@ -67,6 +94,14 @@ def _read_turn(message: Any, number: int, where: str) -> Turn:
             f"the keys of turn {number} are {found}",
         )
     role, content = (message[key] for key in keys)
+    if unread := next((key for key in _UNREAD if message.get(key)), None):
+        raise BrokenDialogueError(
+            f"{where} holds a message with {unread}, which is not read", f"turn {number}"
+        )
+    if message.get("weight", 1) == 0:  # OpenAI's: this answer is not to be learned
+        raise BrokenDialogueError(
+            f"{where} holds a message of weight 0, and every answer is learned", f"turn {number}"
+        )
     if not isinstance(role, str) or role not in _ROLES:
         raise BrokenDialogueError(
             f"{where} has a role that is none of {', '.join(_ROLES)}",

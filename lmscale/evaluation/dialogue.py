@@ -65,8 +65,10 @@ A line that is to begin with / as text: put a space before it."""
 def parse_line(line: str) -> tuple[Command | None, str]:
     """A command and what stands behind it, or None and what is said.
 
-    Raises ``ConfigError`` for an unknown command.
+    Raises ``ConfigError`` for an unknown command, and for what is no text.
     """
+    if any("\ud800" <= each <= "\udfff" for each in line):
+        raise ConfigError("That is no text: it has bytes that are not UTF-8. Say it again.")
     if not line.startswith("/"):
         return None, line.strip()
     word, _, rest = line[1:].strip().partition(" ")

@@ -159,6 +159,16 @@ def check_prompt(config: RunConfig, prompt: Prompt, max_tokens: int) -> None:
         raise ConfigError(problems)
 
 
+def check_chat(config: RunConfig, template: ChatTemplate, messages: Messages) -> None:
+    """Raise ``ConfigError`` for a run that cannot answer in a dialogue, before it is loaded."""
+    if Ability.CROSS in config.model.offers:
+        raise ConfigError(
+            f"The run's model is of the family {config.model.family}, which reads one text and "
+            "writes another, and has no turns. Ask it with lmscale generate --prompt TEXT."
+        )
+    check_prompt(config, ask_turn(template, messages), 1)
+
+
 def find_tokenless(config: RunConfig) -> str | None:
     """Why a run's model says of no token how likely it is: it has learned labels, or an encoder
     something else than what is hidden.

@@ -18,7 +18,7 @@ class Task:
     """One of ``FinetuneConfig.task``; its objective has the same name."""
 
     needs: Sequence[str] = ()
-    """Keys of ``data`` without which there is nothing to learn."""
+    """Keys of ``data`` without which there is nothing to learn; ``a | b``: one of both."""
     refuses: Sequence[str] = ()
     """Keys that are another task's."""
     judged_by: Sequence[str] = ("loss",)
@@ -42,7 +42,9 @@ TASKS = {
         refuses=("label_field", "tags_field"),
         judged_by=("f1", "exact_match", "loss"),
     ),
-    "dialogue": Task(needs=("messages_field",), refuses=("label_field", "tags_field")),
+    "dialogue": Task(
+        needs=("messages_field | instruction_field",), refuses=("label_field", "tags_field")
+    ),
 }
 
 
@@ -55,8 +57,10 @@ def find_task_problems(config: FinetuneConfig) -> Iterator[str]:
         yield f"task: {name}: no objective of this name is installed."
         return
     for key in task.needs:
-        if not getattr(config.data, key):
-            yield f"task: {name} needs data.{key}: the key or column of the files that holds it."
+        either = key.split(" | ")
+        if not any(getattr(config.data, each) for each in either):
+            keys = " or ".join(f"data.{each}" for each in either)
+            yield f"task: {name} needs {keys}: the key or column of the files that holds it."
     if "names" in asked:
         yield (
             "settings: objective.names are the names of the data: give data.label_names, in the "

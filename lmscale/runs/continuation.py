@@ -83,7 +83,7 @@ _TABLE = {
         corpus.sources.NAME inputs format text_field encoding separator max_record_chars
         corpus.sources.NAME max_bad_records target_field messages_field label_field tags_field
         corpus.sources.NAME label_names answer_field answer_start_field word_separator strip_html
-        corpus.sources.NAME heldout_fraction
+        corpus.sources.NAME heldout_fraction instruction_field input_field output_field
         tokenizer folder kind vocab_size character_coverage max_sample_bytes split_digits
         tokenizer special_tokens reserved_tokens chat_template
         shards folder max_bytes block_tokens bos processes

@@ -28,7 +28,7 @@ def load_chat_template(config: TokenizerConfig, tokenizer: Tokenizer, *, bos: bo
         text = load_template(name, setting="tokenizer.chat_template")
     elif not (text := find_template(folder)):
         raise ConfigError(
-            "corpus.sources has dialogues (messages_field), and how they are written is not said: "
+            "corpus.sources has dialogues, and how they are written is not said: "
             f"set tokenizer.chat_template to {', '.join(NAMED)} or a file."
         )
     template = ChatTemplate(text, tokenizer)

@@ -31,6 +31,10 @@ Messages = Sequence[Mapping[str, str]]
 
 PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 _FREE = range(0xF0000, 0xFFFFE)  # characters for private use
+_FAILURES = (
+    *(jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError),
+    *(RecursionError, MemoryError),  # of what it does with lengths and with itself
+)
 _LIKE_SPECIAL = re.compile(r"<\|[A-Za-z0-9_]+\|>")
 
 
@@ -160,12 +164,15 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=messages,
+                tools=None,  # given, as transformers does: templates ask whether it is none
+                documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **{_MARKS: marks},
                 **self._specials,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise DataError(f"The chat template fails: {error}.") from None
+        except _FAILURES as error:
+            told = str(error) or type(error).__name__
+            raise DataError(f"The chat template fails: {told}.") from None
 
 
 def with_bos(template: ChatTemplate) -> ChatTemplate:
@@ -197,8 +204,20 @@ def _compile(text: str) -> jinja2.Template:
     def refuse(message: object) -> None:
         raise jinja2.TemplateError(quote(str(message)))
 
-    def to_json(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]

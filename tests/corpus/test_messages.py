@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from labelled_data import labelled_tree, records
 
-from lmscale.config import RunConfig
+from lmscale.config import RunConfig, parse_config
 from lmscale.corpus.build import build_corpus
 from lmscale.corpus.documents import load_corpus_manifest
 from lmscale.corpus.messages import read_turns
 from lmscale.errors import ConfigError, DataError
 
-SOURCE = {"chats": {"messages_field": "messages"}}
+MESSAGES = {"messages_field": "messages"}
 GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 BROKEN = {
     "holds text, not a list of messages": "a",
@@ -23,6 +24,11 @@ BROKEN = {
     "with neither role and content nor from and value: the keys of turn 1 are 'says'": [
         {"says": "a"}
     ],
+    "with tool_calls, which is not read: turn 2": [
+        GOOD[0],
+        {"role": "assistant", "content": "b", "tool_calls": [{"name": "x"}]},
+    ],
+    "of weight 0, and every answer is learned: turn 2": [GOOD[0], {**GOOD[1], "weight": 0}],
     "is none of system, user, assistant, human, gpt: turn 1 has 'tool'": [
         {"role": "tool", "content": "a"},
         *GOOD,
@@ -42,10 +48,10 @@ BROKEN = {
 }
 
 
-def write(folder, rows, **corpus):
+def write(folder, rows, *, fields=MESSAGES, **corpus):
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "chats.jsonl").write_text(lines, encoding="utf-8")
-    tree = labelled_tree(folder, SOURCE)
+    tree = labelled_tree(folder, {"chats": fields})
     tree["corpus"] |= {"heldout_fraction": 0.0, **corpus}
     return RunConfig.model_validate(tree)
 
@@ -113,6 +119,35 @@ def test_messages_of_sharegpt_and_of_parquet_are_the_same_dialogues(tmp_path):
     assert first["text"] == "".join(each["content"] for each in messages)
 
 
+ALPACA = {"instruction_field": "instruction", "input_field": "input", "output_field": "output"}
+
+
+def test_an_instruction_with_its_output_is_a_dialogue_of_two_turns(tmp_path):
+    rows = [
+        {"instruction": "Sum up.", "input": "长文", "output": "短文"},
+        {"instruction": "Greet.", "input": "", "output": "Hi."},
+        {"instruction": "Part.", "input": None, "output": "Bye."},
+    ]
+    config = write(tmp_path, rows, fields=ALPACA)
+    build_corpus(config.corpus)
+    assert [
+        (each["text"], each["parts"], each["roles"] == ["user", "assistant"])
+        for each in documents(tmp_path)
+    ] == [
+        ("Sum up.\n\n长文短文", [11, 2], True),
+        ("Greet.Hi.", [6, 3], True),
+        ("Part.Bye.", [5, 4], True),
+    ]
+    rows = [rows[0] | {"output": " "}, rows[0] | {"input": 1}, {"instruction": "a", "output": "b"}]
+    config = write(tmp_path, rows, fields=ALPACA)
+    with pytest.raises(DataError) as caught:
+        build_corpus(config.corpus, force=True)
+    told = "\n".join(caught.value.problems)
+    assert "chats.jsonl:1" in told and "'output' (output_field) holds no text" in told
+    assert "'input' (input_field) holds number, not text" in told.replace("a number", "number")
+    assert "no key 'input' (input_field)" in told
+
+
 @pytest.mark.parametrize(
     ("on_overlong", "counted"),
     [
@@ -153,18 +188,12 @@ def test_the_first_question_decides_which_dialogues_are_held_out(tmp_path):
 
 
 def test_a_source_is_of_dialogues_or_of_something_else():
-    tree = labelled_tree_of({"messages_field": "m", "label_field": "l"})
-    with pytest.raises(ConfigError, match="a dialogue is neither a pair nor has it labels"):
-        parse(tree)
-
-
-def labelled_tree_of(fields):
-    from pathlib import Path
-
-    return labelled_tree(Path("x"), {"chats": fields})
-
-
-def parse(tree):
-    from lmscale.config import parse_config
-
-    return parse_config(json.dumps(tree))
+    for fields, told in (
+        ({"messages_field": "m", "label_field": "l"}, "is neither a pair nor has it labels"),
+        ({**ALPACA, "label_field": "l"}, "instruction_field: a dialogue has no label_field"),
+        ({"input_field": "i"}, "instruction_field and output_field belong together"),
+        ({"instruction_field": "i"}, "instruction_field and output_field belong together"),
+    ):
+        tree = labelled_tree(Path("x"), {"chats": fields})
+        with pytest.raises(ConfigError, match=told):
+            parse_config(json.dumps(tree))

@@ -24,6 +24,7 @@ from lmscale.cli.main import main
 from lmscale.errors import ConfigError
 from lmscale.evaluation import generate
 from lmscale.evaluation.dialogue import Dialogue, fit_question, parse_line
+from lmscale.evaluation.prompts import check_chat
 from lmscale.files.reading import seal
 from lmscale.shards.manifest import load_manifest
 from lmscale.tokenizer.chat_template import ChatTemplate
@@ -81,7 +82,7 @@ def test_the_model_is_asked_with_all_that_was_said_before(talk, template, monkey
     monkeypatch.setattr(generate, "stream_answer", lambda asked: iter([" it", " is\x1b"]))
     said = "a\nb\n/system be kind\nc\n/reset\nd\n/nope\n"
     code, out, notes = talk(said, "--system", "you")
-    assert (code, out) == (0, "it is\x1b\n" * 4)  # a pipe has it as it is
+    assert (code, out) == (2, "it is\x1b\n" * 4)  # a pipe has it as it is
     assert notes.count("a new dialogue begins") == 2 and "/nope is no command" in notes
     you, answer = (
         {"role": "system", "content": "you"},
@@ -93,6 +94,26 @@ def test_the_model_is_asked_with_all_that_was_said_before(talk, template, monkey
     found = [list(prompt.ids) for prompt in asked]
     assert found == [template.encode_prompt(messages).tolist() for messages in expected]
     assert all(template.end_id in prompt.ends for prompt in asked)
+
+
+def test_through_pipes_ctrl_c_ends_it_and_no_further_question_is_asked(talk, monkeypatch):
+    def interrupt(generation):
+        yield "it"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "stream_answer", interrupt)
+    assert talk("a\nb\n")[:2] == (130, "it")
+
+
+def test_what_is_no_text_is_told_and_the_rest_is_asked(talk):
+    code, out, notes = talk("\udcff\na\n")
+    assert (code, out) == (2, talk("a\n")[1]) and "bytes that are not UTF-8" in notes
+
+
+def test_a_model_of_two_sequences_has_no_turns(labelled, tiny_data, template, tmp_path):
+    config = tiny_config(tiny_data, tmp_path, labelled_recipe("pairs", labelled))
+    with pytest.raises(ConfigError, match="family encoder_decoder, which reads one text and"):
+        check_chat(config, template, Dialogue().messages("a"))
 
 
 def test_what_the_model_no_longer_sees_are_whole_questions_with_their_answers(template):

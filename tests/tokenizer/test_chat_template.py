@@ -36,6 +36,10 @@ MARKED = (
     "{%- else %}{{ message.content + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+ASKING = (
+    "{% if tools is none and documents is none %}bare {% endif %}"
+    "{{ {'b': 1, 'a': '中'} | tojson(ensure_ascii=true, separators=(',', ':'), sort_keys=true) }}\n"
+)
 SPOKEN = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 
@@ -114,6 +118,7 @@ def test_a_template_that_no_answer_can_be_told_from_is_refused_saying_why(tokeni
         ("{{ raise_exception('no') }}", "fails: 'no'", bare),
         ("{{ messages.__class__.__mro__ }}", "fails: access to attribute '__class__'", bare),
         ("{{ messages.append(1) }}", "fails: ", bare),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "fails: maximum recursion", bare),
         (
             SPOKEN.replace("{% endfor", "{% if loop.last %}{{ eos_token }}{% endif %}{% endfor")
             + PROMPT,
@@ -129,7 +134,7 @@ def test_a_template_that_no_answer_can_be_told_from_is_refused_saying_why(tokeni
         load_template("chatlm", setting="tokenizer.chat_template")
 
 
-@pytest.mark.parametrize("name", [*NAMED, "marked"])
+@pytest.mark.parametrize("name", [*NAMED, "marked", "asking"])
 def test_transformers_has_the_same_ids_and_the_same_answers(tokenizer, tmp_path, name):
     from theirs import import_transformers
 
@@ -138,7 +143,8 @@ def test_transformers_has_the_same_ids_and_the_same_answers(tokenizer, tmp_path,
     from lmscale.exchange.tokenizer_check import load_theirs
     from lmscale.exchange.tokenizer_files import write_tokenizer
 
-    template = with_bos(ChatTemplate(NAMED.get(name, MARKED), tokenizer))
+    others = {"marked": MARKED, "asking": ASKING + NAMED["plain"]}
+    template = with_bos(ChatTemplate((NAMED | others)[name], tokenizer))
     roles = {f"{role}_token": number for role, number in tokenizer.special_ids.items()}
     write_tokenizer(
         tokenizer,
