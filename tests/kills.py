@@ -3,11 +3,11 @@
     python tests/kills.py --kills 100 --seed 1
 
 After every 20 kills another run begins, of a family and an objective that the seed draws
-(recipes.py). Every attempt has a random number of ranks (1 to 4), ZeRO stage, micro-batch and
-number of loader workers; SIGKILL falls at a random moment, on all ranks, on one rank, or on the
-launcher. In the end each run is finished in peace, `lmscale runs audit` must find it clean, and its
-ledger must equal, byte for byte, that of the same run without an interruption. Linux only: it reads
-/proc.
+(recipes.py, labelled_data.py). Every attempt has a random number of ranks (1 to 4), ZeRO stage,
+micro-batch and number of loader workers; SIGKILL falls at a random moment, on all ranks, on one
+rank, or on the launcher. In the end each run is finished in peace, `lmscale runs audit` must find
+it clean, and its ledger must equal, byte for byte, that of the same run without an interruption.
+Linux only: it reads /proc.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import kill
 from pathlib import Path
+from typing import Any
 
 from forked_processes import Process
+from labelled_data import LABELLED, build_labelled_data, labelled_recipe, labelled_tree
 from recipes import RECIPES, draw_recipes
 from tiny_run import (
     build_tiny_data,
@@ -37,6 +39,8 @@ from tiny_run import (
     start_lmscale,
     write_tiny_config,
 )
+
+from lmscale.config import RunConfig
 
 VICTIMS = ("all ranks", "one rank", "the launcher")
 # When the signal falls: a while after the start, after the attempt's first step, or inside a save.
@@ -215,16 +219,27 @@ def run_kills(folder: Path, *, kills: int, seed: int) -> None:
     if not data.exists():
         build_tiny_data(data)
     firsts = range(1, kills + 1, KILLS_OF_A_RUN)
-    for recipe, first in zip(draw_recipes(seed, len(firsts)), firsts, strict=True):
+    drawn = draw_recipes(seed, len(firsts), RECIPES | LABELLED)
+    for recipe, first in zip(drawn, firsts, strict=True):
         numbers = range(first, min(first + KILLS_OF_A_RUN, kills + 1))
         kill_run(folder / f"from-{first}", data, recipe, numbers, seed=seed)
 
 
+def settings_of(recipe: str, labelled: Path) -> Mapping[str, Any]:
+    """A recipe's settings; ``labelled``: where documents that carry something are, or will be."""
+    if recipe in RECIPES:
+        return RECIPES[recipe]
+    if not labelled.exists():
+        build_labelled_data(labelled)
+    return labelled_recipe(recipe, RunConfig.model_validate(labelled_tree(labelled)))
+
+
 def kill_run(folder: Path, data: Path, recipe: str, numbers: range, *, seed: int) -> None:
     """The attempts of these numbers on a run of a recipe, and what must be true of it then."""
+    overrides = settings_of(recipe, folder.parent / "labelled")
     began = time.monotonic()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    config = write_tiny_config(folder / "killed.yaml", data, folder / "run", RECIPES[recipe])
+    config = write_tiny_config(folder / "killed.yaml", data, folder / "run", overrides)
     killer = Killer(folder, config, seed)
     print(f"a run of {recipe}, seed {seed}", flush=True)
     for number in numbers:
@@ -232,7 +247,7 @@ def kill_run(folder: Path, data: Path, recipe: str, numbers: range, *, seed: int
     steps = killer.last_checkpoint() + STEPS_AFTER
     check(launch(config, 2, {"train.steps": steps, "engine.zero_stage": 1}), "finishing in peace")
     check(run_lmscale("runs", "audit", killer.run), "the audit")
-    undisturbed = write_tiny_config(folder / "calm.yaml", data, folder / "calm", RECIPES[recipe])
+    undisturbed = write_tiny_config(folder / "calm.yaml", data, folder / "calm", overrides)
     check(launch(undisturbed, 1, {"train.steps": steps}), "the uninterrupted run")
     ledgers = [(place / "ledger.jsonl").read_bytes() for place in (killer.run, folder / "calm")]
     if ledgers[0] != ledgers[1]:

@@ -20,7 +20,9 @@ BART = {
 ORDER = {"pooler": True, "token_types": 2, "text_classes": 2}
 ONE_TEXT = {"stream.mask_documents": False}
 
-RECIPES: Mapping[str, Mapping[str, Any]] = {
+Recipes = Mapping[str, Mapping[str, Any]]  # by name
+
+RECIPES: Recipes = {
     "llama": {},
     "transformer_xl": {"model.sliding_windows": [9], "model.segments": 4},
     "mup": {"model.mup.base_width": 8},  # matrices have a learning rate of their own
@@ -66,16 +68,16 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def family_of(recipe: str) -> str:
-    return RECIPES[recipe].get("model", {}).get("family", "decoder")
+def family_of(recipe: str, recipes: Recipes = RECIPES) -> str:
+    return recipes[recipe].get("model", {}).get("family", "decoder")
 
 
-def draw_recipes(seed: object, count: int) -> list[str]:
+def draw_recipes(seed: object, count: int, recipes: Recipes = RECIPES) -> list[str]:
     """``count`` names in an order that the seed draws: the families take turns, and every recipe
     comes once before one comes again.
     """
     of_family: dict[str, list[str]] = {}
-    for name in random.Random(f"recipes/{seed}").sample(list(RECIPES), len(RECIPES)):
-        of_family.setdefault(family_of(name), []).append(name)
+    for name in random.Random(f"recipes/{seed}").sample(list(recipes), len(recipes)):
+        of_family.setdefault(family_of(name, recipes), []).append(name)
     order = [name for turn in zip_longest(*of_family.values()) for name in turn if name]
     return [order[place % len(order)] for place in range(count)]

@@ -22,6 +22,7 @@ def test_there_is_a_recipe_of_every_family_and_for_everything_that_one_can_offer
 def test_as_many_draws_as_there_are_families_have_each_once_and_all_recipes_come_in_the_end():
     orders = {tuple(draw_recipes(seed, len(RECIPES))) for seed in range(20)}
     assert len(orders) == 20 and draw_recipes(7, 4) == draw_recipes(7, 4)
+    assert set(draw_recipes(1, 40, RECIPES | LABELLED)) == {*RECIPES, *LABELLED}
     for order in orders:
         assert {*map(family_of, order[: len(FAMILIES.own)])} == set(FAMILIES.own)
         assert set(order) == set(RECIPES)

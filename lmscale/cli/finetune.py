@@ -212,7 +212,11 @@ def _name_next(run: RunConfig, config: FinetuneConfig, step: int) -> Iterator[li
 
     folder, at = str(run.folder), ["--step", str(step)]
     yield ["evaluate", folder, *at]
-    if not is_labelled(config.task):
+    if config.task == "answers":
+        yield ["answer", folder, "--question", "…", "--context", "FILE", *at]
+    elif config.task == "dialogue":
+        yield ["chat", folder, *at]
+    elif not is_labelled(config.task):
         yield ["generate", folder, "--prompt", "…", *at]
     yield ["export", folder, "--out", f"exported/{config.name}", *at]
     yield ["runs", "audit", folder]

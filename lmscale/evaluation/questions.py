@@ -139,8 +139,9 @@ def plan_reading(
         room = most - len(front) - 1  # eos
         if room < min(len(context), longest):
             problems.append(
-                f"{each.where or 'The question'}: has {len(front):,} tokens, which leave {room:,} "
-                f"of the {most:,} that the run has learned to read at once. Ask a shorter one."
+                f"{each.where or 'The question'}: has {len(front):,} tokens, which leave "
+                f"{max(0, room):,} of the {most:,} that the run has learned to read at once. Ask a "
+                "shorter one."
             )
             continue
         for begin, length in plan_windows(len(context), room, max(OVERLAP, longest)):

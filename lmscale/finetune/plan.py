@@ -112,9 +112,9 @@ def plan_model(config: FinetuneConfig, base: Base, objective: ObjectiveConfig) -
     model = base.model
     known = type(model).model_fields.keys()
     tree = {"family": model.family, **model.model_dump(mode="json", exclude_defaults=True)}
+    for key in {"text_classes", "token_classes", "pooler"} & tree.keys():
+        del tree[key]
     if isinstance(objective, LabelledConfig):
-        for key in {"text_classes", "token_classes", "pooler"} & tree.keys():
-            del tree[key]
         tree[objective.outputs] = objective.num_outputs
         if objective.outputs == "text_classes" and "pooler" in known:
             tree["pooler"] = True

@@ -151,7 +151,7 @@ def test_what_cannot_be_asked_is_told_at_once(run, loaded, labelled, tmp_path):
     ):
         assert told in str(caught.value), str(caught.value)
     long = AskedQuestion(question="what is it " * 30, context="a cat. " * 50)
-    with pytest.raises(DataError, match="tokens, which leave -.* Ask a shorter one"):
+    with pytest.raises(DataError, match="tokens, which leave 0 of the .* Ask a shorter one"):
         plan_reading([long], config, loaded.tokenizer, loaded.bos_id)
     with pytest.raises(ConfigError, match="this run finds no answers in a context"):
         check_answering(pair_config(labelled, "completion", tmp_path))
