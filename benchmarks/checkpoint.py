@@ -106,6 +106,7 @@ class Bench:
             origin=None,
             branch=None,
             teacher=None,
+            class_weights=None,
             passed_over=frozenset(),
             start=Progress(),
         )

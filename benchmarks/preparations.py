@@ -47,11 +47,11 @@ NEEDED: dict[str, dict[str, dict]] = {
     "mixture": MIXED,
     "pairs": {"stream": WHOLE},
     "completion": {"stream": WHOLE},
-    "classes": {
-        "stream": WHOLE, "model": {"pooler": True, "text_classes": 2}, "objective": NAMES,
-    },
-    "numbers": {"stream": WHOLE, "model": {"pooler": True, "text_classes": 1}},
+    "classes": {"stream": WHOLE, "model": {"text_classes": 2}, "objective": NAMES},
+    "numbers": {"stream": WHOLE, "model": {"text_classes": 1}},
     "tags": {"stream": WHOLE, "model": {"token_classes": 2}, "objective": NAMES},
+    "answers": {"stream": WHOLE, "model": {"token_classes": 2}},
+    "dialogue": {"stream": WHOLE},
 }  # fmt: skip
 
 
@@ -125,6 +125,9 @@ def draw_rows(num_rows: int, width: int) -> Rows:
             "parts": (lengths // 2).astype(np.int32),
             "labels": np.zeros(len(starts), dtype=np.int32),
             "tags": tags.astype(np.int16),
+            "span_first": (lengths // 2).astype(np.int32),
+            "span_last": (lengths - 1).astype(np.int32),
+            "replies": (tags >= 0).astype(np.uint8),
         },
     )
     return replace(rows, partners=take_rows(rows, rows.numbers ^ 1))

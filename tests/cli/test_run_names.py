@@ -13,6 +13,19 @@ from lmscale.errors import ConfigError
 from lmscale.files.locations import find_run
 
 
+# What a command wants beside RUN.
+MORE = {
+    "export": ("--out", "new"),
+    "answer": ("--question", "What?", "--context", "text"),
+    "prune": ("half", "--share", "0.5"),
+    "distill": ("small",),
+    "quantize": ("--bits", "8", "--out", "new"),
+    "show tokens": ("--text", "A text."),
+    "show next": ("--text", "A text."),
+    "show attention": ("--text", "A text."),
+}
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -55,6 +68,6 @@ def test_every_command_that_takes_a_run_takes_its_name(place, capsys):
     found = list(commands(typer.main.get_command(app)))
     assert len(found) > 8
     for words in found:
-        more = ["--out", "new"] if words == ("export",) else []
-        assert main([*words, "demo", *more]) == 2, words
+        (place / "text").write_text("A text.")
+        assert main([*words, "demo", *MORE.get(" ".join(words), ())]) == 2, words
         assert "runs/demo" in capsys.readouterr().err, words

@@ -283,7 +283,7 @@ def test_a_run_that_predicts_no_next_token_is_refused(run, tmp_path):
 
 
 def test_options_that_mean_nothing_together_are_refused(run):
-    with pytest.raises(ConfigError, match="give --tasks as well"):
+    with pytest.raises(ConfigError, match="give --tasks, or beside --limit --written, as well"):
         call(run.folder, "--limit", 3)
     with pytest.raises(ConfigError, match="which are not scored with --tasks"):
         call(run.folder, "--tasks", "x", "--max-windows", 3)
