@@ -12,7 +12,6 @@ from lmscale.cli.main import main
 from lmscale.errors import ConfigError
 from lmscale.files.locations import find_run
 
-
 # What a command wants beside RUN.
 MORE = {
     "export": ("--out", "new"),
