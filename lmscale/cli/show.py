@@ -10,6 +10,7 @@ import typer
 
 from lmscale.cli.evaluate import StepOption, WeightsOption
 from lmscale.cli.options import JsonOption, RunArgument, echo_json
+from lmscale.config.kinds import Ability
 from lmscale.config.training import Weights
 from lmscale.errors import ConfigError
 from lmscale.files.printing import say, say_lines
@@ -94,14 +95,16 @@ def next_(
     loaded = _load(asked.found)
     from lmscale.views.likely import find_likely
 
-    spell = asked.speller.spell
+    spell, fills = asked.speller.spell, Ability.BIDIRECTIONAL in loaded.config.model.offers
     rows = find_likely(loaded.model, loaded.config, asked.sides, most=top)
     if json_:
         echo_json([vars(row) | {"tokens": [spell(number) for number in row.ids]} for row in rows])
         return
     for row in rows:
-        before = "".join(asked.sides.own.shown[max(0, row.place - 12) : row.place + 1])
-        say(f"{asked.name}, behind {before!r}: entropy {row.entropy:.2f} nats")
+        last = row.place + (not fills)
+        before = "".join(asked.sides.own.shown[max(0, last - 12) : last])
+        where = "in the place of the mask behind" if fills else "behind"
+        say(f"{asked.name}, {where} {before!r}: entropy {row.entropy:.2f} nats")
         for number, share in zip(row.ids, row.probabilities, strict=True):
             bar = "█" * round(40 * share)
             say(f"  {share:7.2%} {number:7}  {spell(number)!r:18} {bar}")
@@ -139,20 +142,26 @@ def attention(
     """Which words a word looks at: a table, and with --out a picture. Attention to a word is the
     sum over its tokens, from a word their mean.
     """
-    from lmscale.views.looks import PARTS, find_word
+    from lmscale.views.looks import PARTS, choose_sides, find_word, name_words
 
     if part not in (None, *PARTS):
         raise ConfigError(f"--part {part}: give one of {', '.join(PARTS)}.")
     if out is not None:
         _check_picture(out, force=force, run=run)
     asked = _ask(run, text, answer, step=step, weights=weights)
-    look = _look(asked, layer=layer, part=part, by_pieces=pieces, writes=answer is None)
+    is_pair = asked.sides.read is not None
+    part = part or ("cross" if is_pair else "own")
+    looking, _ = choose_sides(asked.sides, part)
+    writes = is_pair and answer is None
+    if token is not None and (part == "read" or not writes):  # else it may yet be written
+        find_word(name_words(looking, by_pieces=pieces), token)
+    look = _look(asked, layer=layer, part=part, by_pieces=pieces, writes=writes)
     places = [] if token is None else find_word(look.queries, token)
-    _show(look, asked, places, top=top, as_json=json_)
     if out is not None:
         _draw(look, places[0] if places else None, out, model=asked.name)
-        if not json_:
-            say(f"{out}: the picture")
+    _show(look, asked, places, top=top, as_json=json_)
+    if out is not None and not json_:
+        say(f"{out}: the picture")
 
 
 def _ask(
@@ -182,19 +191,15 @@ def _load(found: FoundRun) -> LoadedRun:
         return load_found(found, device=torch.device("cpu"))
 
 
-def _look(
-    asked: _Asked, *, layer: int | None, part: str | None, by_pieces: bool, writes: bool
-) -> Look:
-    from lmscale.views.looks import choose_sides, merge_layers
+def _look(asked: _Asked, *, layer: int | None, part: str, by_pieces: bool, writes: bool) -> Look:
+    """``writes``: the model's own likeliest answer is looked at."""
+    from lmscale.views.looks import merge_layers
 
-    is_pair = asked.sides.read is not None
-    part = part or ("cross" if is_pair else "own")
-    choose_sides(asked.sides, part)
     loaded = _load(asked.found)
     from lmscale.views.attention import find_attention, write_answer
 
     sides = asked.sides
-    if is_pair and writes:
+    if writes:
         sides = write_answer(loaded.model, loaded.tokenizer, sides, asked.speller, _LONGEST_ANSWER)
     layers = [each for each in find_attention(loaded.model, sides) if each.part == part]
     if layer is not None and layer >= len(layers):

@@ -122,6 +122,7 @@ def _score_hidden(
             labels_B = ids_BT[rows_B, places_B]
             ids_BT[rows_B, places_B] = mask_id
             begins_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+            begins_BT[:, 0] = True
             hidden_BTD = model(ids_BT, model.lay_out(begins_BT, mask_documents=False))
             pick = partial(pick_log_p, labels_N=labels_B, plan=plan)
             log_p_B, _ = model.head(hidden_BTD[rows_B, places_B], pick)

@@ -29,6 +29,7 @@ from lmscale.tokenizer.base import Tokenizer
 from lmscale.views.sides import Sides, Speller, add_written
 
 OWN, READ, CROSS = "own", "read", "cross"
+MOST_BYTES = 4 * 2**30  # of the weights of all layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ class LayerAttention:
 def find_attention(model: Model, sides: Sides) -> list[LayerAttention]:
     """The weights of all layers, in their order, for one text.
 
-    Raises ``ConfigError`` for a model without attention.
+    Raises ``ConfigError`` for a model without attention, and for a text whose weights would take
+    more than ``MOST_BYTES``.
     """
     model = model.float().eval()
     with torch.no_grad(), recording(model) as seen:
@@ -135,7 +137,16 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self, keep: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self._keep = keep
+        self._keep, self._num_bytes = keep, 0
+
+    def _reserve(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        """Raises ``ConfigError`` where a layer's weights would be too many with those before."""
+        self._num_bytes += 4 * batch * heads * queries * keys
+        if self._num_bytes > MOST_BYTES:
+            raise ConfigError(
+                f"The weights of all layers and heads take more than {MOST_BYTES / 2**30:.0f} GiB "
+                f"for {queries:,} tokens. Shorten the text."
+            )
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -145,6 +156,7 @@ class _Recorder(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         result = func(*args, **kwargs)
         if func in (Tensor.softmax, torch.softmax, F.softmax) and result.ndim == 4:
+            self._reserve(*result.shape)
             self._keep(result)
         return result
 
@@ -162,6 +174,7 @@ class _Recorder(TorchFunctionMode):
         if enable_gqa:
             group = q_BHTV.shape[1] // k_BKSV.shape[1]
             k_BKSV, v_BKSV = (x.repeat_interleave(group, dim=1) for x in (k_BKSV, v_BKSV))
+        self._reserve(*q_BHTV.shape[:3], k_BKSV.shape[2])
         divisor = q_BHTV.shape[-1] ** 0.5 if scale is None else 1 / scale
         scores_BHTS = q_BHTV @ k_BKSV.mT / divisor
         if is_causal:

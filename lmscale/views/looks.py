@@ -62,6 +62,10 @@ def merge_layers(
     )
 
 
+def name_words(side: Side, *, by_pieces: bool) -> tuple[str, ...]:
+    return side.names(side.group(by_pieces=by_pieces))
+
+
 def find_word(words: Sequence[str], word: str) -> list[int]:
     """The places of a word: as it is written, in any case, or ``#5`` for place 5. Raises
     ``ConfigError`` with the words that there are.

@@ -84,7 +84,10 @@ CASES = (
     ("evaluate {run} --baseline unigram", "--baseline unigram"),
     ("evaluate {run} --errors 3", "--errors is of objectives that tell"),
     ("evaluate {run} --limit 3", "give --tasks"),
-    ("evaluate {run} --written", "it takes a run of pairs or completion, and this one has causal"),
+    (
+        "evaluate {run} --written",
+        "it takes a run of pairs, completion or dialogue, and this one has causal",
+    ),
     ("evaluate {run} --written --baseline ngram", "Make it two commands"),
     ("evaluate {run} --examples 2", "give --written as well"),
     ("evaluate {run} --hf {none}", "{none}"),

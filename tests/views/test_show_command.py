@@ -13,6 +13,7 @@ from recipes import RECIPES
 from tiny_run import tiny_config
 from typer.testing import CliRunner
 
+from lmscale.cli import show
 from lmscale.cli.show import app
 from lmscale.errors import ConfigError
 from lmscale.evaluation.prompts import build_prompt, check_prompt
@@ -79,6 +80,7 @@ def test_likely_tokens_and_the_cut_of_a_text_are_shown(runs):
     assert said.count("%") == 3 and "nats" in said
     rows = json.loads(call("next", runs / "masked", "--text", "a [MASK] b [MASK]", "--json"))
     assert [len(row["tokens"]) for row in rows] == [10, 10]
+    assert "mask behind 'a '" in call("next", runs / "masked", "--text", "a [MASK] b")
     assert "'[start]'" in call("tokens", runs / "t5", "--text", "Hello\x1b[2J")
     tree = json.loads(call("tokens", runs / "llama", "--text", "Hello 你好", "--json"))
     assert len(tree["text"]["ids"]) == len(tree["text"]["tokens"])
@@ -91,7 +93,12 @@ def test_what_cannot_be_shown_is_told_in_a_line(runs, tmp_path):
 
     llama, attention = runs / "llama", ("attention", runs / "llama", "--text", TEXT)
     words = "--token cat: the text has no such word. There are: #0 The #1 lambda"
-    refuse(words, *attention, "--token", "cat")
+    with pytest.MonkeyPatch.context() as patched:  # a word is looked for before a model is loaded
+        patched.setattr(show, "_load", None)
+        refuse(words, *attention, "--token", "cat")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lmscale.views.attention.MOST_BYTES", 1000)
+        refuse("all layers and heads take more than 0 GiB for 1[0-9] tokens. Shorten", *attention)
     refuse("--layer 7: the model has the layers 0 to 1", *attention, "--layer", 7)
     refuse("--part cross: the run's model reads and writes one", *attention, "--part", "cross")
     refuse("--part x: give one of own, read, cross", *attention, "--part", "x")
