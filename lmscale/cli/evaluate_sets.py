@@ -93,7 +93,7 @@ def _score(
     from lmscale.cli.scoring_ranks import shown
     from lmscale.evaluation import perplexity
     from lmscale.evaluation.baseline import plan_keys, score_set
-    from lmscale.evaluation.held_out import open_evaluation_sets, warn_of_other_beginnings
+    from lmscale.evaluation.held_out import open_evaluation_sets, warn_of_other_writing
     from lmscale.objective.objective import build_scoring
     from lmscale.ranks.collectives import failing_together
     from lmscale.ranks.mesh import plan_mesh
@@ -106,7 +106,7 @@ def _score(
             config, loaded.tokenizer.fingerprint, sets.names, check_files=ranks.is_first
         )
     if (run / RECORD).exists() and ranks.is_first:
-        warn_of_other_beginnings(datasets, loaded.bos_id)
+        warn_of_other_writing(datasets, config.folder, bos_id=loaded.bos_id)
     baseline = sets.baseline
     plan = perplexity.plan_evaluation(
         config,

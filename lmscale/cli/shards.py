@@ -55,11 +55,14 @@ def build(
     member = parse_task(task) if task is not None else None
     settings = load_config(config, set_ or ())
     summary = build_shards(settings, member, processes=processes, force=force)
+    problems: list[str] = []
     if settings.stream.packing == "best_fit":
         datasets = (built for built in summary.built.values() if member is None or built.is_new)
         folders = [built.folder for built in datasets if built.manifest.tokens]
-        _count_windows(folders, settings)
+        problems = _count_windows(folders, settings)
     echo_summary(summary, member, "slices", _render, render_manifest, as_json=json_)
+    if problems:
+        raise DataError(problems)
 
 
 @app.command()
@@ -70,15 +73,25 @@ def status(
     echo_progress(load_config(config, set_ or ()), "shards", tasks, as_json=json_)
 
 
-def _count_windows(folders: list[Path], settings: RunConfig) -> None:
-    """Pack what was just built: the counts that this leaves beside it spare runs the packing."""
+def _count_windows(folders: list[Path], settings: RunConfig) -> list[str]:
+    """Pack what was just built: the counts that this leaves beside it spare runs the packing.
+    What is longer than a window that it may not be cut for, of all folders.
+    """
     from lmscale.files.progress import progress
     from lmscale.stream.dataset import open_dataset
+    from lmscale.stream.whole_documents import LongDocumentsError
 
+    problems: list[str] = []
     stream = settings.stream.model_copy(update={"verify_hashes": False})
     with progress("packing", None, "shards") as advance:
         for folder in folders:
-            open_dataset(folder, stream, shape=settings.window, check_files=False, advance=advance)
+            try:
+                open_dataset(
+                    folder, stream, shape=settings.window, check_files=False, advance=advance
+                )
+            except LongDocumentsError as error:
+                problems += error.problems
+    return problems
 
 
 @app.command()

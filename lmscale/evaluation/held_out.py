@@ -11,6 +11,7 @@ from lmscale.errors import ConfigError, DataError
 from lmscale.runs.run_folder import load_run_config
 from lmscale.stream.dataset import Dataset, open_datasets
 from lmscale.tokenizer.codec import load_kept_tokenizer
+from lmscale.tokenizer.kept_template import load_kept_template
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,25 @@ def check_evaluation_sets(run: Path, names: Iterable[str] | None) -> None:
         dataset.close()
 
 
-def warn_of_other_beginnings(datasets: Mapping[str, Dataset], bos_id: int | None) -> None:
-    """Name the sets whose documents begin otherwise (with or without bos) than the run's."""
+def find_other_templates(datasets: Mapping[str, Dataset], run: Path) -> list[str]:
+    """The sets of dialogues that were written by another chat template than the run's."""
+    kept = load_kept_template(run)
+    return [
+        f"evaluation.sets.{name}: its dialogues were written by another chat template than those "
+        "of the run. Build its shards again with the same tokenizer.chat_template."
+        for name, dataset in datasets.items()
+        if dataset.shape.has_turns and dataset.manifest.chat_template != kept
+    ]
+
+
+def warn_of_other_writing(
+    datasets: Mapping[str, Dataset], run: Path, *, bos_id: int | None
+) -> None:
+    """Name the sets whose documents begin otherwise (with or without bos) than the run's, or are
+    dialogues by another chat template.
+    """
+    for problem in find_other_templates(datasets, run):
+        logger.warning("%s", problem)
     for name, dataset in datasets.items():
         if dataset.manifest.bos_id != bos_id:
             logger.warning(

@@ -14,6 +14,7 @@ import numpy as np
 from lmscale.config import RunConfig
 from lmscale.config.supervised import CompletionConfig, DialogueConfig, PairsConfig
 from lmscale.errors import ConfigError
+from lmscale.evaluation.held_out import find_other_templates
 from lmscale.evaluation.prompts import Prompt, ask_behind, ask_ids, load_run_template
 from lmscale.files.printing import count_of
 from lmscale.metrics.written import WrittenScore, check_sacrebleu, score_written
@@ -21,7 +22,6 @@ from lmscale.objective.pieces import find_pieces
 from lmscale.ranks.mesh import Axis
 from lmscale.shards.members import PARTS, REPLIES
 from lmscale.stream.dataset import Dataset
-from lmscale.tokenizer.kept_template import load_kept_template
 
 if TYPE_CHECKING:
     from lmscale.evaluation.run import LoadedRun
@@ -75,14 +75,7 @@ def check_writing(config: RunConfig) -> None:
 
 def check_templates(folder: Path, datasets: Mapping[str, Dataset]) -> None:
     """Raise ``ConfigError`` for sets of dialogues that are written otherwise than the run's."""
-    kept = load_kept_template(folder)
-    problems = [
-        f"evaluation.sets.{name}: its dialogues were written by another chat template than those "
-        "of the run. Build its shards again with the same tokenizer.chat_template."
-        for name, dataset in datasets.items()
-        if dataset.shape.has_turns and dataset.manifest.chat_template != kept
-    ]
-    if problems:
+    if problems := find_other_templates(datasets, folder):
         raise ConfigError(problems)
 
 

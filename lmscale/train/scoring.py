@@ -14,7 +14,7 @@ from lmscale.config.training import EvaluationConfig
 from lmscale.engine.average import averages_of, exchange
 from lmscale.engine.engine import Engine
 from lmscale.engine.step_report import StepReport
-from lmscale.evaluation.held_out import open_evaluation_sets, warn_of_other_beginnings
+from lmscale.evaluation.held_out import open_evaluation_sets, warn_of_other_writing
 from lmscale.evaluation.perplexity import (
     EvaluationPlan,
     evaluate_set,
@@ -246,7 +246,7 @@ def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Itera
             if datasets:
                 plan = plan_evaluation(run.config, run.tokenizer, max_windows=None)
         if run.ranks.is_first:
-            warn_of_other_beginnings(datasets, run.stream.bos_id)
+            warn_of_other_writing(datasets, run.config.folder, bos_id=run.stream.bos_id)
         task_scorer = stack.enter_context(open_task_scorer(run, trackers, poll))
         yield Evaluator(
             run=run,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from labelled_data import records
+from labelled_data import labelled_tree, records
 from test_pairs import open_for, run_config, score, scoring_of, train
 
+from lmscale.cli.main import main
+from lmscale.config import RunConfig
 from lmscale.config.data import WindowShape
+from lmscale.corpus.build import build_corpus
 from lmscale.errors import DataError
+from lmscale.evaluation.held_out import find_other_templates
 from lmscale.objective.objective import build_preparation
 from lmscale.shards.manifest import load_manifest
 from lmscale.shards.members import find_wrong_values
@@ -142,3 +148,33 @@ def test_a_run_keeps_one_chat_template_and_takes_no_source_with_another(config, 
     save_template("one", tmp_path / "tokenizer")
     with pytest.raises(DataError, match="another chat template than what the run has read so far"):
         choose_run_template(config, {"b": "two"})
+
+
+def test_held_out_dialogues_by_another_template_are_named(config, tmp_path):
+    with open_for(config) as stream:
+        sets = {"heldout": stream.datasets["dialogues"]}
+        (tmp_path / "tokenizer").mkdir()
+        save_template(sets["heldout"].manifest.chat_template, tmp_path / "tokenizer")
+        assert find_other_templates(sets, tmp_path) == []
+        save_template("other", tmp_path / "tokenizer")
+        (problem,) = find_other_templates(sets, tmp_path)
+    assert "evaluation.sets.heldout: its dialogues were written by another" in problem
+
+
+def test_the_build_of_shards_tells_what_is_too_long_of_all_datasets(labelled, tmp_path, capsys):
+    lines = "".join(json.dumps(record) + "\n" for record in records("dialogues")[:20])
+    (tmp_path / "chats.jsonl").write_text(lines, encoding="utf-8")
+    tree = labelled_tree(tmp_path, {"chats": {"messages_field": "messages"}})
+    tree["corpus"]["heldout_fraction"] = 0.5
+    tree["tokenizer"] = labelled.tokenizer.model_dump()
+    tree |= {
+        "objective": {"name": "dialogue"},
+        "stream": {"sequence_length": 24, "packing": "best_fit"},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(tree))
+    build_corpus(RunConfig.model_validate(tree).corpus)
+    assert main(["shards", "build", str(tmp_path / "run.yaml")]) == 2
+    out, told = capsys.readouterr()
+    assert out.count("with dialogues") == 2  # what was built is shown all the same
+    for split in ("train", "heldout"):
+        assert re.search(rf"{split}/\S+: \d+ of its \d+ documents are longer than", told), told
