@@ -270,8 +270,8 @@ class EvaluationConfig(Section):
     beside the loop's ``evaluation/SET/…``.
     """
     only_at_end: tuple[str, ...] = Field(default=(), strict=False)
-    """Sets that are scored after the last step and no sooner, such as a test set: nothing can be
-    decided by their figures.
+    """Sets that are scored after the last step, if ``at_end``, and no sooner, such as a test set:
+    nothing can be decided by their figures.
     """
     stop: EarlyStopConfig = EarlyStopConfig()
     tasks: tuple[Place, ...] = Field(default=(), strict=False)
@@ -297,8 +297,6 @@ class EvaluationConfig(Section):
             )
         if unknown := [name for name in self.only_at_end if name not in self.sets]:
             yield f"only_at_end: {', '.join(unknown)}: no set of this name is in sets"
-        if self.only_at_end and not self.at_end:
-            yield "only_at_end: with at_end = false these sets are never scored"
         if self.tasks_every_steps and not self.tasks:
             yield "tasks_every_steps needs tasks, by name or by folder"
 
