@@ -65,8 +65,15 @@ def tokenize_dialogues(
 
 
 def encode_dialogue(messages: Messages, template: ChatTemplate) -> Encoded:
-    """A dialogue as shards hold it. Raises ``DataError`` where the template refuses it."""
+    """A dialogue as shards hold it. Raises ``DataError`` where the template refuses it, or writes
+    no answer.
+    """
     ids, is_reply = template.encode(messages)
+    if not is_reply.any():
+        raise DataError(
+            "The chat template writes no answer of this dialogue: nothing stands between its "
+            "{% generation %} and {% endgeneration %}."
+        )
     if ids[-1] == template.tokenizer.eos_id:
         return Encoded(ids, is_reply)
     eos = np.array([template.tokenizer.eos_id], dtype=ids.dtype)

@@ -19,10 +19,12 @@ from lmscale.corpus.build import build_corpus
 from lmscale.errors import DataError
 from lmscale.evaluation.held_out import find_other_templates
 from lmscale.objective.objective import build_preparation
+from lmscale.shards.dialogues import encode_dialogue
 from lmscale.shards.manifest import load_manifest
 from lmscale.shards.members import find_wrong_values
 from lmscale.stream.stream import open_stream
 from lmscale.stream.whole_documents import check_fit
+from lmscale.tokenizer.chat_template import ChatTemplate
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.tokenizer.kept_template import choose_run_template, save_template
 
@@ -148,6 +150,19 @@ def test_a_run_keeps_one_chat_template_and_takes_no_source_with_another(config, 
     save_template("one", tmp_path / "tokenizer")
     with pytest.raises(DataError, match="another chat template than what the run has read so far"):
         choose_run_template(config, {"b": "two"})
+
+
+def test_a_dialogue_of_which_the_template_writes_no_answer_is_refused(labelled):
+    hides_thoughts = (
+        "{% for m in messages %}{{ m.role }}{% generation %}{% if m.role == 'assistant' and "
+        "m.content != 'hidden' %}{{ m.content + eos_token }}{% endif %}{% endgeneration %}"
+        "{% endfor %}"
+    )
+    template = ChatTemplate(hides_thoughts, load_tokenizer(labelled.tokenizer.folder))
+    asked = {"role": "user", "content": "a"}
+    assert encode_dialogue([asked, {"role": "assistant", "content": "b"}], template).is_answer.any()
+    with pytest.raises(DataError, match="writes no answer of this dialogue"):
+        encode_dialogue([asked, {"role": "assistant", "content": "hidden"}], template)
 
 
 def test_held_out_dialogues_by_another_template_are_named(config, tmp_path):
