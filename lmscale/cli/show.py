@@ -102,7 +102,7 @@ def next_(
         return
     for row in rows:
         last = row.place + (not fills)
-        before = "".join(asked.sides.own.shown[max(0, last - 12) : last])
+        before = asked.sides.own.spell(range(max(0, last - 12), last))
         where = "in the place of the mask behind" if fills else "behind"
         say(f"{asked.name}, {where} {before!r}: entropy {row.entropy:.2f} nats")
         for number, share in zip(row.ids, row.probabilities, strict=True):

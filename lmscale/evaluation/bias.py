@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from lmscale.config import RunConfig
+from lmscale.config.load import parse_yaml
 from lmscale.config.masked import MaskedConfig
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.reading import read_plain, reading
@@ -57,11 +56,15 @@ class Filled(NamedTuple):
 
 
 def load_categories(path: Path, languages: Sequence[str] = ()) -> list[Category]:
-    """Those of a file, or of some of its languages. Raises ``DataError`` with all that is wrong."""
+    """Those of a file, or of some of its languages. Raises ``DataError`` with all that is wrong,
+    and ``ConfigError`` for what is no YAML.
+    """
     with reading(path, "Write it as docs/answering.md shows."):
-        tree = yaml.safe_load(read_plain(path))
+        text = read_plain(path).decode()
     problems: list[str] = []
-    categories = list(_parse(tree, problems))
+    categories = list(_parse(parse_yaml(text, str(path)), problems))
+    if not categories and not problems:
+        problems.append("it has no sentences. Write them as docs/answering.md shows.")
     known = list(dict.fromkeys(category.language for category in categories))
     problems += [
         f"--language {language}: the file has {', '.join(known) or 'none'}."
@@ -73,8 +76,8 @@ def load_categories(path: Path, languages: Sequence[str] = ()) -> list[Category]
     return [each for each in categories if not languages or each.language in languages]
 
 
-def _parse(tree: Any, problems: list[str]) -> Iterator[Category]:
-    if not isinstance(tree, dict) or not all(isinstance(of, dict) for of in tree.values()):
+def _parse(tree: Mapping[str, Any], problems: list[str]) -> Iterator[Category]:
+    if not all(isinstance(of, dict) for of in tree.values()):
         problems.append("it is no mapping of languages to categories.")
         return
     for language, categories in tree.items():

@@ -86,7 +86,14 @@ def spell(tokenizer: Tokenizer, number: int) -> str:
     character, and what cannot be printed, as ``\\xNN``.
     """
     content = tokenizer.decode_bytes([number])
-    text = content.decode("utf-8", errors="backslashreplace") or tokenizer.piece(number)
+    return spell_bytes(content or tokenizer.piece(number).encode(errors="backslashreplace"))
+
+
+def spell_bytes(content: bytes) -> str:
+    """The text of the bytes; those that are of no whole character, and what cannot be printed, as
+    ``\\xNN``.
+    """
+    text = content.decode("utf-8", errors="backslashreplace")
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 

@@ -9,7 +9,8 @@ softmax is kept. A family of an installed package is seen as well, if it calls
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -139,13 +140,13 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self._keep, self._num_bytes = keep, 0
 
-    def _reserve(self, batch: int, heads: int, queries: int, keys: int) -> None:
+    def _reserve(self, shape_BHTS: Sequence[int]) -> None:
         """Raises ``ConfigError`` where a layer's weights would be too many with those before."""
-        self._num_bytes += 4 * batch * heads * queries * keys
+        self._num_bytes += 4 * math.prod(shape_BHTS)
         if self._num_bytes > MOST_BYTES:
             raise ConfigError(
                 f"The weights of all layers and heads take more than {MOST_BYTES / 2**30:.0f} GiB "
-                f"for {queries:,} tokens. Shorten the text."
+                f"for {shape_BHTS[2]:,} tokens. Shorten the text."
             )
 
     def __torch_function__(
@@ -156,7 +157,7 @@ class _Recorder(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         result = func(*args, **kwargs)
         if func in (Tensor.softmax, torch.softmax, F.softmax) and result.ndim == 4:
-            self._reserve(*result.shape)
+            self._reserve(result.shape)
             self._keep(result)
         return result
 
@@ -174,7 +175,7 @@ class _Recorder(TorchFunctionMode):
         if enable_gqa:
             group = q_BHTV.shape[1] // k_BKSV.shape[1]
             k_BKSV, v_BKSV = (x.repeat_interleave(group, dim=1) for x in (k_BKSV, v_BKSV))
-        self._reserve(*q_BHTV.shape[:3], k_BKSV.shape[2])
+        self._reserve((*q_BHTV.shape[:3], k_BKSV.shape[2]))
         divisor = q_BHTV.shape[-1] ** 0.5 if scale is None else 1 / scale
         scores_BHTS = q_BHTV @ k_BKSV.mT / divisor
         if is_causal:

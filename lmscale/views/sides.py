@@ -6,7 +6,7 @@ where the model sees both sides, and the objective's own ids around a pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from lmscale.evaluation.prompts import Prompt, build_prompt, find_tokenless
 from lmscale.files.printing import count_of
 from lmscale.objective.token_kinds import begins_word
 from lmscale.tokenizer.base import Tokenizer
-from lmscale.tokenizer.showing import spell
+from lmscale.tokenizer.showing import spell, spell_bytes
 
 MASK = "[MASK]"  # how a person writes it, whatever the tokenizer calls it
 
@@ -29,6 +29,8 @@ class Side:
 
     ids: tuple[int, ...]
     shown: tuple[str, ...]
+    contents: tuple[bytes, ...]
+    """The bytes of text that each stands for, or of no text what is shown."""
     begins_word: tuple[bool, ...]
 
     def group(self, *, by_pieces: bool) -> tuple[tuple[int, ...], ...]:
@@ -43,9 +45,11 @@ class Side:
 
     def names(self, groups: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """How each group of tokens is written, without the white space around it."""
-        return tuple(
-            "".join(self.shown[place] for place in places).strip() or "␣" for places in groups
-        )
+        return tuple(self.spell(places).strip() or "␣" for places in groups)
+
+    def spell(self, places: Iterable[int]) -> str:
+        """How tokens are written together: those of parts of a character as that character."""
+        return spell_bytes(b"".join(self.contents[place] for place in places))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +87,14 @@ class Speller:
         return Side(
             ids=tuple(ids),
             shown=shown,
+            contents=tuple(map(self._content_of, ids, shown)),
             begins_word=tuple(
                 own or place == 0 or after[place - 1] for place, own in enumerate(begins)
             ),
         )
+
+    def _content_of(self, number: int, shown: str) -> bytes:
+        return shown.encode() if self._is_alone(number) else self._tokenizer.decode_bytes([number])
 
     def _begins_word(self, number: int) -> bool:
         return self._is_alone(number) or begins_word(self._tokenizer.decode_bytes([number]))

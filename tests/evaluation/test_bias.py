@@ -180,9 +180,16 @@ def test_what_is_wrong_with_a_file_is_told_at_once(run, tmp_path):
         "--language fr: the file has de",
     ):
         assert part in said
-    file.write_text("- x")
-    with pytest.raises(DataError, match="it is no mapping of languages to categories"):
-        call("bias", run, "--templates", file)
+    for text, error, match in (
+        ("- x", ConfigError, "expected a mapping"),
+        ("en: [x]", DataError, "it is no mapping of languages to categories"),
+        ("{}", DataError, "it has no sentences"),
+        ("en: {a: [", ConfigError, "not valid YAML"),
+        ("en: \x1b", ConfigError, "not valid YAML"),
+    ):
+        file.write_text(text)
+        with pytest.raises(error, match=match):
+            call("bias", run, "--templates", file)
 
 
 def test_a_run_that_gives_sentences_no_probability_is_refused(labelled, tmp_path):

@@ -52,6 +52,8 @@ def test_a_word_s_table_has_its_words_and_the_picture_its_heads(runs, tmp_path):
     root = ElementTree.fromstring(picture.read_text())
     words = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"head 0", "head 3", "mean", "<b", "lambda"} <= set(words)
+    said = call("attention", runs / "llama", "--text", "你好", "--token", "好")
+    assert "#1 好 looks at" in said and "#0 你" in said  # of three tokens each, one for a byte
     call("attention", runs / "llama", "--text", TEXT, "--out", picture)  # its own is replaced
     picture.write_text("mine")
     with pytest.raises(ConfigError, match="lmscale did not write it"):
@@ -82,6 +84,7 @@ def test_likely_tokens_and_the_cut_of_a_text_are_shown(runs):
     assert [len(row["tokens"]) for row in rows] == [10, 10]
     assert "mask behind 'a '" in call("next", runs / "masked", "--text", "a [MASK] b")
     assert "'[start]'" in call("tokens", runs / "t5", "--text", "Hello\x1b[2J")
+    assert "behind 'The 你'" in call("next", runs / "llama", "--text", "The 你", "--top", 1)
     tree = json.loads(call("tokens", runs / "llama", "--text", "Hello 你好", "--json"))
     assert len(tree["text"]["ids"]) == len(tree["text"]["tokens"])
 
