@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import BENCHMARKS
 
-sys.path.insert(0, str(BENCHMARKS / "fine_tuning"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "fine_tuning"))
 
 OFFICE = "国家/n 主席/n 江/nr 泽民/nr 发表/v 讲话/n 。/w"
 REPORT = "记者/n 兰/nr 红光/nr 摄/v ；/w 天/n 好/a"
