@@ -184,7 +184,7 @@ class Terminal:
     def type(self, text):
         os.write(self.master, text.encode())
 
-    def wait_for(self, pattern, seconds=60):
+    def wait_for(self, pattern, seconds=300):
         """What came up to the pattern, which is then behind."""
         until = time.monotonic() + seconds
         while not (match := re.search(pattern, self.seen)):
@@ -222,7 +222,7 @@ def test_in_a_terminal_ctrl_c_cuts_an_answer_and_what_is_said_steers_nothing(run
         terminal.type("/reset\n")
         seen += terminal.wait_for("a new dialogue begins")
         terminal.type("\x04")
-        assert terminal.process.wait(timeout=60) == 0
+        assert terminal.process.wait(timeout=300) == 0
     finally:
         terminal.close()
     # A terminal without a name is sent no more than a bell and a step back by readline.
