@@ -135,6 +135,7 @@ def _record(
 ) -> None:
     """Beside the run's own figures; a folder that cannot be written to is told, and no error."""
     from lmscale.evaluation.written import (
+        MAX_TOKENS,
         PREFIX,
         choose_evenly,
         name_written,
@@ -153,6 +154,7 @@ def _record(
             name_written(sets),
             weights=loaded.weights,
             limit=choice.limit,
+            settings={"max_tokens": choice.max_tokens or MAX_TOKENS},
             texts=texts,
         )
     except LmscaleError as error:

@@ -93,7 +93,8 @@ def privacy(
     if not opened.ranks.is_first:
         return
     shown = render_privacy(found)
-    _record(run, loaded, found.figures, {"privacy": shown}, limit=max_shards)
+    settings = {"prompt_tokens": prompt_tokens, "texts": texts, "seed": seed}
+    _record(run, loaded, found.figures, {"privacy": shown}, limit=max_shards, settings=settings)
     if as_json:
         echo_json({"step": loaded.step, "weights": loaded.weights, **found.to_json()})
         return
@@ -288,6 +289,7 @@ def _record(
     texts: dict[str, str],
     *,
     limit: int | None,
+    settings: dict[str, int] | None = None,
 ) -> None:
     """Beside the run's own figures; a folder that cannot be written to is told, and no error."""
     from lmscale.runs.task_rows import record_task_figures
@@ -295,7 +297,13 @@ def _record(
     fenced = {name: f"```\n{text}\n```" for name, text in texts.items()}
     try:
         record_task_figures(
-            run, loaded.step, figures, weights=loaded.weights, limit=limit, texts=fenced
+            run,
+            loaded.step,
+            figures,
+            weights=loaded.weights,
+            limit=limit,
+            settings=settings,
+            texts=fenced,
         )
     except LmscaleError as error:
         print_warnings([f"the figures are not kept: {problem}" for problem in error.problems])

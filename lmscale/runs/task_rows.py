@@ -27,19 +27,22 @@ def record_task_figures(
     *,
     weights: str,
     limit: int | None,
+    settings: Mapping[str, int] | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> None:
     """Append a row that outlives the machine, and show the same in TensorBoard.
 
     ``figures``: by name, ``tasks/NAME/FIGURE``. ``weights``: which ones, trained or their average.
-    ``texts``, in Markdown, are shown in TensorBoard alone. Raises ``DataError`` where the folder
-    cannot be written to.
+    ``settings``: others of the command, without which its figures cannot be compared. ``texts``, in
+    Markdown, are shown in TensorBoard alone. Raises ``DataError`` where the folder cannot be
+    written to.
     """
     from torch.utils.tensorboard import SummaryWriter
 
     now = time.time()
     row: Row = {"step": step, "time": round(now, 3), "weights": weights}
     row |= {} if limit is None else {"limit": limit}
+    row |= {"settings": dict(settings)} if settings else {}
     finite = {name: v if math.isfinite(v) else None for name, v in figures.items()}
     append_durable_row(folder / TASKS_FILE, row | {"figures": finite})
     with writing("TensorBoard events", folder):

@@ -110,6 +110,7 @@ def test_the_command_tells_both_kinds_of_beginnings_and_keeps_its_figures(run):
     row = json.loads((run.folder / "tasks.jsonl").read_text().splitlines()[-1])
     share = of[TEXT]["verbatim"]["4"]["hits"] / of[TEXT]["verbatim"]["4"]["count"]
     assert row["figures"]["privacy/heldout_text/verbatim_4"] == share
+    assert row["settings"] == {"prompt_tokens": 16, "texts": 20, "seed": 0}
     text = call("privacy", run.folder, *OPTIONS, "--max-shards", 1)
     assert "searched: 1 of " in text and "names and addresses are not looked for" in text
     events = EventAccumulator(str(run.folder / "events/tasks"))

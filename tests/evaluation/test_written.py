@@ -156,6 +156,7 @@ def test_what_was_written_of_held_out_pairs_is_scored_and_kept(run):
     assert found["examples"][1]["written"] in written
     row = json.loads((run.folder / "tasks.jsonl").read_text().splitlines()[-1])
     assert row["figures"]["written/pairs/rouge_l"] == score.rouge_l and row["step"] == 7
+    assert row["settings"] == {"max_tokens": 40}
     events = EventAccumulator(str(run.folder / "events/tasks"))
     events.Reload()
     assert events.Scalars("written/pairs/bleu")[-1].value == pytest.approx(score.bleu)
