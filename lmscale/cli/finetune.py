@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmscale.cli.options import SetOption, print_problems, print_warnings
+from lmscale.cli.options import NprocOption, SetOption, print_problems, print_warnings
 from lmscale.errors import EXIT_FINISHED, ConfigError, LmscaleError
 from lmscale.files.printing import say
 
@@ -35,14 +35,7 @@ ConfigArgument = Annotated[
 
 def finetune(
     config: ConfigArgument,
-    nproc: Annotated[
-        str,
-        typer.Option(
-            "--nproc",
-            metavar="N|auto",
-            help="Ranks to start; auto: one for each GPU, or what the cores allow.",
-        ),
-    ] = "auto",
+    nproc: NprocOption = "auto",
     set_: SetOption = None,
     write: Annotated[
         Path | None,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from lmscale.cli import launch_options as opt
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, print_problems
+from lmscale.cli.options import ConfigArgument, JsonOption, NprocOption, SetOption, print_problems
 
 app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
 
@@ -15,14 +13,7 @@ app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
 @app.command()
 def local(
     config: ConfigArgument,
-    nproc: Annotated[
-        str,
-        typer.Option(
-            "--nproc",
-            metavar="N|auto",
-            help="Ranks to start; auto: one for each GPU, or what the cores allow.",
-        ),
-    ] = "auto",
+    nproc: NprocOption = "auto",
     set_: SetOption = None,
 ) -> None:
     """Train CONFIG with N ranks on this machine.

@@ -40,6 +40,14 @@ RunArgument = Annotated[
         callback=find_run,
     ),
 ]
+NprocOption = Annotated[
+    str,
+    typer.Option(
+        "--nproc",
+        metavar="N|auto",
+        help="Ranks to start; auto: one for each GPU, or what the cores allow.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
