@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,6 +86,7 @@ def init(
     survey = merge_surveys([*surveys.values()])
     text = measure(survey, [*surveys.values()])
     choice = plan_run(text, device, max_hours=hours, parameters=parameters)
+    _describe_sources(surveys)
     _describe(survey, choice)
     if asks and not size:
         planned = f"{choice.parameters / 1e6:.3g}M"
@@ -130,6 +131,16 @@ def _write(path: Path, written: str) -> None:
             file.write(written)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}. Give --out.") from None
+
+
+def _describe_sources(surveys: Mapping[str, Survey]) -> None:
+    """What each one is made of, where files were given to sources by name."""
+    for name, survey in surveys.items():
+        about = "" if survey.is_exact else "about "
+        say(
+            f"source {name}: {count_of(survey.files, 'file')}, {about}"
+            f"{count_of(survey.documents, 'document')}, {about}{render_bytes(survey.text_bytes)}"
+        )
 
 
 def _describe(survey: Survey, choice: Choice) -> None:

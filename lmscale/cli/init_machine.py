@@ -74,7 +74,9 @@ def _memory_of(kind: str) -> int:
     match = re.search(r"(\d{1,4})\s*G(?:i?B)?\b", kind, re.IGNORECASE)
     if match:
         return int(match[1]) * 2**30
-    known = next((size for name, size in GPU_MEMORY.items() if name.lower() in kind.lower()), None)
+    names = {name: rf"(?<![a-z0-9]){re.escape(name.lower())}(?![0-9])" for name in GPU_MEMORY}
+    found = (name for name, pattern in names.items() if re.search(pattern, kind.lower()))
+    known = GPU_MEMORY.get(next(found, ""))
     if known is None:
         raise ConfigError(
             f"--gpus {kind}: its memory is not known; known are {', '.join(GPU_MEMORY)}. Give it "

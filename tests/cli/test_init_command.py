@@ -44,10 +44,14 @@ def test_the_written_configuration_builds_its_data_by_the_commands_that_are_prin
         assert main(["config", "show", "owls.yaml", "--nproc", str(ranks)]) == 0
 
 
-def test_files_behind_a_source_s_name_are_a_source_with_its_weight_and_its_held_out_set(tmp_path):
+def test_files_behind_a_source_s_name_are_a_source_with_its_weight_and_its_held_out_set(
+    tmp_path, capsys
+):
     (tmp_path / "raw/a=b.txt").write_text("a name with = in it, which is a file. " * 40)
     few = ["few=raw/1*.txt", "few=raw/20.txt"]
     assert main(["init", "many=raw/[3-9]*.txt", *few, "--gpus", "0", "--yes"]) == 0
+    said = capsys.readouterr().out  # files that are given to a source twice are both its own
+    assert "source many: 77 files" in said and "source few: 112 files" in said
     config = load_config("mytext.yaml")
     assert [*config.corpus.sources] == [*config.stream.sources] == ["many", "few"]
     assert config.evaluation.sets == {

@@ -173,7 +173,12 @@ def test_gpus_are_known_by_their_name_or_their_memory(given, ranks, gib, precisi
 
 
 @pytest.mark.parametrize(
-    ("given", "words"), [("many", "give a number"), ("8xPotato", "its memory is not known")]
+    ("given", "words"),
+    [
+        ("many", "give a number"),
+        ("8xPotato", "its memory is not known"),
+        ("8xH1000", "H1000: its memory is not known"),
+    ],
 )
 def test_gpus_that_are_not_known_are_told(given, words):
     with pytest.raises(ConfigError, match=words):
