@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from lmscale.files.printing import say
 
 if TYPE_CHECKING:
     from lmscale.compress.measure import Measured
+    from lmscale.config import RunConfig
     from lmscale.evaluation.found import FoundRun
 
 ModelsArgument = Annotated[
@@ -44,8 +45,22 @@ def compare(
     files = [Path(model).expanduser() for model in models if model.endswith(GGUF)]
     runs = find_runs([model for model in models if not model.endswith(GGUF)])
     _check(runs, files, set_name)
-    rows = measure_models(runs, files, set_name=set_name, max_windows=max_windows)
+    names = name_apart(runs)
+    rows = measure_models(runs, files, set_name=set_name, max_windows=max_windows, names=names)
     show_rows(rows, as_json=as_json)
+
+
+def name_apart(runs: Sequence[FoundRun]) -> list[str]:
+    """The runs' names, with the step where two are of one name, and the folder where that is not
+    enough.
+    """
+    names = [run.config.run.name for run in runs]
+    for more in (lambda run: f"{run.config.run.name}@{run.manifest.step}", lambda run: run.name):
+        names = [
+            more(run) if names.count(name) > 1 else name
+            for run, name in zip(runs, names, strict=True)
+        ]
+    return names
 
 
 def find_runs(names: Sequence[str]) -> list[FoundRun]:
@@ -81,21 +96,37 @@ def _check(runs: Sequence[FoundRun], files: Sequence[Path], set_names: list[str]
 def check_comparable(runs: Sequence[FoundRun]) -> None:
     """Raise ``ConfigError`` where figures of the runs could not be compared."""
     first, problems = runs[0], []
+    scored = scored_identity(first.config)
     for other in runs[1:]:
         if other.tokenizer.fingerprint != first.tokenizer.fingerprint:
             problems.append(
                 f"{other.folder}: its tokenizer is another one than that of {first.folder}, so "
                 "losses are of other tokens. Compare runs of one tokenizer."
             )
+        elif scored_identity(other.config) != scored:
+            problems.append(
+                f"{other.folder}: its objective, {other.config.objective.name}, scores other "
+                f"targets than that of {first.folder}, {first.config.objective.name}, or has other "
+                "settings. Compare runs of one objective; distill scores what causal does."
+            )
         elif other.config.window != first.config.window:
             length, own = (r.config.stream.sequence_length for r in (first, other))
             problems.append(
                 f"{other.folder}: its windows are other ones than those of {first.folder} "
-                f"(stream.sequence_length = {own} and {length}; objectives too have windows of "
-                "their own), so its losses are of other targets. Compare runs of the same windows."
+                f"(stream.sequence_length = {own} and {length}, stream.packing = "
+                f"{other.config.stream.packing} and {first.config.stream.packing}), so its losses "
+                "are of other targets. Compare runs of the same windows."
             )
     if problems:
         raise ConfigError(problems)
+
+
+def scored_identity(config: RunConfig) -> dict[str, Any]:
+    """What of a run's objective says which targets its held-out losses are of."""
+    from lmscale.runs.continuation import objective_identity
+
+    held_out = {"objective": config.objective.of_held_out}
+    return objective_identity(config.model_copy(update=held_out))
 
 
 def check_sets(run: FoundRun, names: list[str] | None) -> None:

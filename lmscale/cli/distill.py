@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -113,5 +114,6 @@ def _tell(plan: Student, run: Path, path: Path, *, as_json: bool) -> None:
     say(render_line("teacher", f"{plan.teacher.name}, {before:,} parameters"))
     say(render_line("student", f"{config.run.name}, {after:,} parameters, {begins}"))
     say(render_line("written", path))
-    say(render_line("train it", f"lmscale train {path}"))
-    say(render_line("compare", f"lmscale compare {run} {config.folder}"))
+    say(render_line("train it", f"lmscale train {quote(str(path))}"))
+    both = f"{quote(str(run))} {quote(str(config.folder))}"
+    say(render_line("compare", f"lmscale compare {both}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated, Literal
 
 import typer
@@ -74,7 +75,7 @@ def prune(
         return
     say(render_line("pruned", f"{found.name}: {plan.run.how}"))
     say(render_line("folder", out))
-    say(render_line("retrain", f"lmscale train {out}/{pruning.RETRAIN_FILE}"))
+    say(render_line("retrain", f"lmscale train {quote(str(out / pruning.RETRAIN_FILE))}"))
     if rows:
         show_rows(rows, as_json=False)
     else:

@@ -66,9 +66,9 @@ def quantize(
         check_sets(found, set_name)
     from lmscale.exchange.gguf_export import export_gguf, report_gguf
 
-    report = report_gguf(export_gguf(request))
-    rows = []
-    if has_sets:
+    exported = export_gguf(request)
+    report, rows = report_gguf(exported), []
+    if has_sets and not exported.why_not:
         with work_folder(out.with_name(f"{out.name}.before")) as work:
             before = _write_before(request, work)
             options = {"set_name": set_name, "max_windows": max_windows}
@@ -81,7 +81,8 @@ def quantize(
     if rows:
         show_rows(rows, as_json=False)
     else:
-        say(render_line("measured", "nothing: the run has no evaluation.sets"))
+        why = exported.why_not and "as llama.cpp did not run it"
+        say(render_line("measured", f"nothing: {why or 'the run has no evaluation.sets'}"))
 
 
 def _write_before(request: ExportRequest, folder: Path) -> Path:

@@ -34,7 +34,9 @@ from lmscale.model.lora import is_adapter, merging
 from lmscale.runs.continuation import identity_of
 from lmscale.runs.environment import collect_code, save_provenance
 from lmscale.runs.made import MADE, Made
+from lmscale.stream.ledger import has_read
 from lmscale.tokenizer.codec import KEPT_FOLDER, save_tokenizer
+from lmscale.tokenizer.kept_template import load_kept_template, save_template
 
 Read = Callable[[str], Tensor]
 
@@ -115,6 +117,12 @@ def change_config(
     return parse_config(yaml.safe_dump(tree, allow_unicode=True), overrides, name=name)
 
 
+def merged_changes(config: RunConfig) -> dict[str, Any]:
+    """What a run that trains the merged model has otherwise: no adapters, nor exports of them."""
+    is_of_adapters = config.export.format == "peft"
+    return {"model.lora": {}, **({"export": {}} if is_of_adapters else {})}
+
+
 def plan_config(found: FoundRun, out: Path, changes: Mapping[str, Any]) -> RunConfig:
     """That of the run in ``found``, for weights alone in ``out``, without adapters."""
     own = {
@@ -123,8 +131,7 @@ def plan_config(found: FoundRun, out: Path, changes: Mapping[str, Any]) -> RunCo
         "run.init_from": "",
         "run.init_optimizer": False,
         "checkpoint.folder": "",
-        "export.every_steps": 0,
-        "export.folder": "",
+        "export": {},
         "engine.keep_zeros": False,
         "evaluation.weights": None,
         "model.lora": {},
@@ -149,6 +156,7 @@ def write_made_run(
         weights=found.manifest.weights,
         how=plan.how,
         bos=found.bos_id,
+        has_read=has_read(found.folder),
     )
     with writing("the new run", out, CheckpointError), new_folder(out) as work:
         place = LocalPlace(work / CHECKPOINTS)
@@ -164,6 +172,7 @@ def write_made_run(
             state={MADE: made.to_json()},
         )
         save_tokenizer(found.tokenizer, work / KEPT_FOLDER)
+        save_template(load_kept_template(found.folder), work / KEPT_FOLDER)
         write_json(work / MADE_FILE, made.to_json())
         save_provenance(work, plan.config, collect_code())
         write_bytes(work / CONFIG_FILE, dump_config(with_absolute_places(plan.config)).encode())

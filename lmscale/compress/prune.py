@@ -18,6 +18,7 @@ from lmscale.compress.made_run import (
     MadeRun,
     Read,
     change_config,
+    merged_changes,
     open_merged,
     plain_shapes,
     plan_config,
@@ -84,7 +85,7 @@ def plan_prune(
             "run.init_optimizer": False,
             "engine.keep_zeros": True,
             "checkpoint.folder": "",
-            "model.lora": {},
+            **merged_changes(found.config),
         },
         name=f"{found.folder} as {next_name}",
     )

@@ -18,6 +18,7 @@ import torch
 from lmscale.compress.made_run import (
     MadeRun,
     change_config,
+    merged_changes,
     open_merged,
     plain_shapes,
     plan_config,
@@ -64,10 +65,7 @@ class Student:
     @property
     def num_parameters(self) -> tuple[int, int]:
         """The teacher's and the student's."""
-        return tuple(  # type: ignore[return-value]
-            account_model(each.model, each.sizes).total
-            for each in (self.teacher.config, self.config)
-        )
+        return count_parameters(self.teacher.config), count_parameters(self.config)
 
 
 def plan_student(
@@ -104,6 +102,8 @@ def plan_student(
         "run.init_optimizer": False,
         "checkpoint.folder": "",
         "engine.keep_zeros": False,
+        "train.freeze": [],
+        **merged_changes(before),
         "model": model,
         "objective": objective
         | {"name": "distill", "teacher": f"{teacher.folder.absolute()}@{step}"}
@@ -116,8 +116,19 @@ def plan_student(
     config = change_config(before, changes, name=f"the student {out.name}", overrides=overrides)
     if problems := find_teacher_problems(config):
         raise ConfigError(problems)
+    before_count, count = count_parameters(teacher.config), count_parameters(config)
+    if count >= before_count:
+        raise ConfigError(
+            f"The student would have {count:,} parameters and its teacher has {before_count:,}: "
+            "nothing is smaller. Give fewer --layers, or a smaller --width."
+        )
     first = _plan_first(teacher, first_place, model, picked) if first_place else None
     return Student(teacher=teacher, config=config, picked=picked, first=first)
+
+
+def count_parameters(config: RunConfig) -> int:
+    """Of the model, its adapters merged."""
+    return account_model(config.model.without_adapters, config.sizes).total
 
 
 def plan_model(config: RunConfig, shape: Shape) -> dict[str, Any]:

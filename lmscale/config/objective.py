@@ -56,6 +56,10 @@ class DistillConfig(NextTokenConfig):
     temperature: float = Field(default=1.0, ge=0.01, le=1000)
     """Both models' logits are divided by it, before they are compared."""
 
+    @property
+    def of_held_out(self) -> CausalConfig:
+        return CausalConfig(**{key: getattr(self, key) for key in NextTokenConfig.free})
+
 
 class PrefixConfig(NextTokenConfig):
     """Prefix language modelling: see a document's beginning as a whole, and predict its rest. Masks

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lmscale.config import RunConfig
 from lmscale.config.supervised import LabelledConfig
-from lmscale.stream.ledger import RECORD, load_bos
+from lmscale.stream.ledger import has_read, load_bos
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer, build
 
@@ -101,4 +101,4 @@ def find_beginning(run_folder: Path, tokenizer: Tokenizer) -> bool | None:
     """
     bos = load_bos(run_folder)
     is_told = not isinstance(tokenizer, HuggingFaceTokenizer) and bos is not None
-    return bos is not None if (run_folder / RECORD).exists() or is_told else None
+    return bos is not None if has_read(run_folder) or is_told else None

@@ -28,6 +28,7 @@ class Made:
     weights: Text  # the hash of its masters, as its manifest has it
     how: Text  # in words, such as "pruned: …"
     bos: Count | None = None  # the id that begins documents in what the run has read
+    has_read: bool = False  # whether it has read any, so that its bos, or none, is what it learned
 
     @property
     def described(self) -> str:

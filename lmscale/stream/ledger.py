@@ -231,6 +231,14 @@ def load_bos(run_folder: str | Path) -> int | None:
     return begun and begun.bos
 
 
+def has_read(run_folder: Path) -> bool:
+    """Whether the run, or what its weights were made of, has read documents: how they begin, it has
+    learned (``load_bos``), whatever its tokenizer's own file says.
+    """
+    made = read_made(run_folder)
+    return (run_folder / RECORD).exists() or (made is not None and made.has_read)
+
+
 def newest_commit(run_folder: str | Path) -> Commit | None:
     """The newest checkpoint, those aside that the run's last start has undone."""
     undone = set(_read_record(run_folder).undone.values())

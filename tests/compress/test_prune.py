@@ -26,8 +26,11 @@ from lmscale.errors import ConfigError
 from lmscale.evaluation.found import find_run
 from lmscale.exchange.export import export_run
 from lmscale.exchange.exported import ExportRequest
+from lmscale.exchange.framing import find_beginning
+from lmscale.files.reading import seal
 from lmscale.runs.beginnings import check_start
 from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.kept_template import load_kept_template, save_template
 
 SHARE = 0.5
 LAYER = "blocks."
@@ -117,10 +120,13 @@ def test_over_all_the_smallest_of_all_go_wherever_they_are(run, tmp_path):
 
 def test_adapters_are_merged_before_their_matrices_are_pruned(tiny_data, tmp_path):
     lora = {"model.lora": {"rank": 4}, "run.allow_faults": True}
-    config = tiny_config(tiny_data, tmp_path / "adapted", lora)
+    peft = {"export": {"format": "peft", "base": str(tmp_path)}}  # of adapters, which are no more
+    config = tiny_config(tiny_data, tmp_path / "adapted", {**lora, **peft})
     model = make_run(config, load_tokenizer(tiny_data / "tokenizer"))
     out = prune(plan_prune(find_run(config.folder, step=None), "half", share=SHARE))
-    assert load_config(out / "config.yaml").model.lora.rank == 0
+    for file in ("config.yaml", RETRAIN_FILE):
+        merged = load_config(out / file)
+        assert merged.model.lora.rank == 0 and merged.export.format is None
     after = weights_of(out)
     assert not any("lora" in name for name in after)
     name = "blocks.0.attention.qkv.weight"
@@ -143,6 +149,20 @@ def test_the_folder_says_what_it_is_and_no_run_trains_in_it(run, pruned):
         plan_prune(find_run(run.folder, step=None), "half", share=SHARE)
     with pytest.raises(ConfigError, match="--share 1"):
         plan_prune(find_run(run.folder, step=None), "whole", share=1)
+
+
+def test_the_chat_template_and_how_documents_begin_stay_with_the_weights(tiny_data, tmp_path):
+    tokenizer = load_tokenizer(tiny_data / "tokenizer")
+    config = tiny_config(tiny_data, tmp_path / "run")
+    make_run(config, tokenizer)
+    save_template("{{ messages }}", config.folder / "tokenizer")
+    record = {"state": {}, "shards": {}, "bos": None}  # it has read documents without bos
+    (config.folder / "stream.json").write_bytes(seal(record))
+    once = prune(plan_prune(find_run(config.folder, step=None), "once", share=SHARE))
+    twice = prune(plan_prune(find_run(once, step=None), "twice", share=0.7))
+    for folder in (config.folder, once, twice):
+        assert load_kept_template(folder) == "{{ messages }}"
+        assert find_beginning(folder, tokenizer) is False
 
 
 def test_what_retrains_it_is_written_beside_it_and_may_begin(pruned):

@@ -24,7 +24,15 @@ LAYERS = 4
 @pytest.fixture(scope="module")
 def teacher(tiny_data: Path, tmp_path_factory) -> RunConfig:
     folder = tmp_path_factory.mktemp("distill") / "teacher"
-    config = tiny_config(tiny_data, folder, {"model.layers": LAYERS, "run.name": "teacher"})
+    config = tiny_config(
+        tiny_data,
+        folder,
+        {
+            "model.layers": LAYERS,
+            "run.name": "teacher",
+            "train.freeze": ["blocks.0.*"],  # what a student does not take over
+        },
+    )
     make_run(config, load_tokenizer(tiny_data / "tokenizer"))
     log_commit(folder, 7)
     return config
@@ -52,6 +60,7 @@ def test_a_shallow_student_begins_with_every_second_block_of_its_teacher(
     assert student.folder == teacher.folder.parent / "shallow"
     assert (student.train.steps, student.objective.temperature) == (5, 3)
     assert student.objective.teacher == f"{teacher.folder}@7"
+    assert not student.train.freeze
     check_start(student)
     theirs, first = weights_of(teacher.folder), weights_of(Path(student.run.init_from))
     picked = {"blocks.0.": "blocks.0.", "blocks.1.": "blocks.2."}
@@ -95,6 +104,8 @@ def test_what_does_not_fit_is_one_line_and_a_teacher_of_other_tokens_is_refused(
         2,
         "error: Nothing is smaller: give --layers, --width, or both.\n",
     )
+    code, said = distill(capsys, teacher.folder, "x", "--layers", LAYERS)
+    assert code == 2 and ": nothing is smaller. Give fewer --layers" in said
     tree = tiny_tree(tiny_data, tmp_path / "run", {"tokenizer.vocab_size": 700})
     other = write_tiny_config(
         tmp_path / "other.yaml", tiny_data, tmp_path / "run", {"tokenizer.vocab_size": 700}
