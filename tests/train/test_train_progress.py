@@ -63,8 +63,7 @@ def test_a_pattern_of_one_figure_draws_no_other_one(tmp_path):
         "loss over steps, trained and held out": ["Loss/by_step"],
         "loss over tokens, trained and held out": ["Loss/by_tokens", "Loss/by_tokens/a"],
         "trained, every source": ["train/source_loss/a"],
-        "held out, a": ["evaluation/a/loss"],
-        "held out, b": [],
+        "held out, every set": ["evaluation/a/loss", "evaluation/ab/loss"],
         "held out, bits per byte": [],
     }
 
