@@ -70,13 +70,12 @@ def describe_plan(config: FinetuneConfig, plan: Plan) -> Iterator[str]:
 
 
 def render_scores(scores: Mapping[str, Mapping[str, float]], survey: Survey) -> Iterator[str]:
-    """A table of the sets' figures, and the share of each that has the class, or tag, that comes
-    most often in training.
+    """A table of the sets' figures, and the accuracy of one that always names the class, or tag,
+    that comes most often in training.
     """
     names = list(dict.fromkeys(name for row in scores.values() for name in row))
-    header = ["", *names, *(["most frequent"] if survey.names else [])]
-    rows = [header]
     usual = most_frequent(survey) if survey.names else ""
+    rows = [["", *names, *([f"always {usual[:20]}"] if survey.names else [])]]
     for name, figures in scores.items():
         cells = [f"{figures[each]:.4f}" if each in figures else "" for each in names]
         baseline = [f"{share_of(survey, name, usual):.4f}"] if survey.names else []
