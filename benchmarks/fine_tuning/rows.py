@@ -28,7 +28,7 @@ SCRATCH = ("run.init_from=",)
 ROWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "signs": {"fine-tuned": ()},
     "signs_2000": {
-        "head": ("trainable=head",),
+        "head": ("trainable=head", "learning_rate=1e-3"),
         "top 2": ("trainable={top: 2}", "learning_rate=2e-4"),
         "lora": ("trainable={lora: {rank: 8, alpha: 16}}", "learning_rate=1e-3"),
         "all": (),
