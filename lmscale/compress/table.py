@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,18 @@ from lmscale.files.printing import render_bytes
 if TYPE_CHECKING:
     from lmscale.compress.measure import Measured, SetScore
 
+BITS = "bits_per_byte"
+TITLES = {BITS: "bits/byte"}
 Ratios = Sequence[tuple[float | None, float | None]]
 
 
 def render_table(rows: Sequence[Measured], ratios: Ratios) -> str:
     """One model a line: size, speed as a ratio to the first of its engine, figures of each set."""
-    sets = [*dict.fromkeys(name for row in rows for name in row.sets)]
+    figures = {name: _second_figure(score) for row in rows for name, score in row.sets.items()}
     titles = ["model", "parameters", "zeros", "size", "scoring", "generating"]
-    for name in sets:
-        of = f" {name}" if len(sets) > 1 else ""
-        titles += [f"loss{of}", f"bits/byte{of}"]
+    for name, figure in figures.items():
+        of = f" {name}" if len(figures) > 1 else ""
+        titles += [f"loss{of}", f"{TITLES.get(figure, figure)}{of}"]
     cells = [titles]
     for row, (scoring, generating) in zip(rows, ratios, strict=True):
         line = [
@@ -30,8 +33,8 @@ def render_table(rows: Sequence[Measured], ratios: Ratios) -> str:
             _render_ratio(scoring),
             _render_ratio(generating),
         ]
-        for name in sets:
-            line += _render_figures(row.sets.get(name))
+        for name, figure in figures.items():
+            line += _render_figures(row.sets.get(name), figure)
         cells.append(line)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
@@ -43,11 +46,18 @@ def render_table(rows: Sequence[Measured], ratios: Ratios) -> str:
     )
 
 
-def _render_figures(score: SetScore | None) -> list[str]:
+def _second_figure(score: SetScore) -> str:
+    """The one that is shown beside the loss: bits per byte, of labels the objective's first, such
+    as accuracy.
+    """
+    return next((name for name in score.figures if name not in ("loss", "perplexity")), BITS)
+
+
+def _render_figures(score: SetScore | None, figure: str) -> list[str]:
     if score is None:
         return ["-", "-"]
-    bits = score.figures.get("bits_per_byte")
-    return [f"{score.loss:.4f}", "-" if bits is None or bits != bits else f"{bits:.4f}"]
+    value = score.figures.get(figure, math.nan)
+    return [f"{score.loss:.4f}", "-" if math.isnan(value) else f"{value:.4f}"]
 
 
 def _render_ratio(ratio: float | None) -> str:
