@@ -92,6 +92,11 @@ def _read_context(context: str) -> str:
             sys.stdin.buffer.read() if context == STDIN else Path(context).expanduser().read_bytes()
         )
         return content.decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--context {context[:60]!r}: there is no such file. Give a file with the text, or - "
+            "and the text on standard input."
+        ) from None
     except OSError as error:
         raise unreadable(context, error) from None
     except UnicodeDecodeError as error:

@@ -124,12 +124,15 @@ def _write_plan(
     """The file of the whole configuration, which is checked before it is told and written."""
     from lmscale.config import parse_config
     from lmscale.files.atomic import write_bytes, writing
+    from lmscale.finetune.checks import find_other_data
     from lmscale.finetune.render import describe_plan, render_plan
     from lmscale.runs.beginnings import check_start
 
     path = write or Path(config.data_folder) / f"{config.name}.yaml"
     text = render_plan(config, plan)
     run = parse_config(text, name=f"the run that is planned, with its settings ({path})")
+    if problems := find_other_data(run.corpus):
+        raise ConfigError(problems)
     check_start(run)
     for line in describe_plan(config, plan):
         say(line)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from lmscale.config.corpus import CorpusConfig
 from lmscale.config.finetune import FinetuneConfig
 from lmscale.config.model_base import ModelConfig
+from lmscale.corpus.build import plan_sources
 from lmscale.files.printing import count_of
 from lmscale.files.strangers import quote
 from lmscale.finetune.survey import Survey
+from lmscale.tasks.target import MANIFEST
 
 MAX_NAMED = 8
 SKEWED = 0.9  # share of one class from which on accuracy alone says little
@@ -118,3 +121,21 @@ def _describe_empty(config: FinetuneConfig, name: str) -> str:
 def _list(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(map(quote, names[:MAX_NAMED])) + more
+
+
+def find_other_data(corpus: CorpusConfig) -> list[str]:
+    """Why the corpus of a fine-tuning cannot be built where it would lie: one of other files or
+    settings is there, whose shards a run may have read.
+    """
+    problems = []
+    for name, target in plan_sources(corpus).items():
+        if not (target.final / MANIFEST).is_file():
+            continue
+        manifest = target.load(target.final)
+        if manifest.key != target.key:
+            problems.append(
+                f"data.{name}: {target.final} was built {target.describe_difference(manifest)} "
+                "A run may have read it, so it stays: give this fine-tuning another name, such as "
+                "--set name=NAME-2, or another data.folder."
+            )
+    return problems

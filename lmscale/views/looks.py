@@ -77,7 +77,9 @@ def find_word(words: Sequence[str], word: str) -> list[int]:
         return found
     listed = " ".join(f"#{place} {each}" for place, each in enumerate(words[:60]))
     more = " …" if len(words) > 60 else ""
-    raise ConfigError(f"--token {word}: the text has no such word. There are: {listed}{more}")
+    raise ConfigError(
+        f"The text has no word {word!r} to look from (--token). There are: {listed}{more}"
+    )
 
 
 def render_word(look: Look, place: int, *, most: int) -> list[str]:

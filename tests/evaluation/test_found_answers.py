@@ -157,7 +157,9 @@ def test_what_cannot_be_asked_is_told_at_once(run, loaded, labelled, tmp_path):
         check_answering(pair_config(labelled, "completion", tmp_path))
     for words in (("--question", "q"), ("--questions", str(path), "--question", "q"), ()):
         assert "Give --question and --context, or --questions" in ask(str(run), *words)[1]
-    assert "No such file" in ask(str(run), "--question", "q", "--context", str(path) + "x")[1]
+    assert (
+        "there is no such file" in ask(str(run), "--question", "q", "--context", str(path) + "x")[1]
+    )
     path.write_text("\n")
     with pytest.raises(DataError, match="holds no question"):
         read_questions(path, config)

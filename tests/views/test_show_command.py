@@ -95,7 +95,7 @@ def test_what_cannot_be_shown_is_told_in_a_line(runs, tmp_path):
             call(*arguments)
 
     llama, attention = runs / "llama", ("attention", runs / "llama", "--text", TEXT)
-    words = "--token cat: the text has no such word. There are: #0 The #1 lambda"
+    words = r"The text has no word 'cat' to look from \(--token\)\. There are: #0 The #1 lambda"
     with pytest.MonkeyPatch.context() as patched:  # a word is looked for before a model is loaded
         patched.setattr(show, "_load", None)
         refuse(words, *attention, "--token", "cat")
