@@ -14,7 +14,7 @@ from lmscale.config.model_base import ModelConfig
 from lmscale.errors import ConfigError
 from lmscale.files.locations import find_checkpoint
 from lmscale.files.reading import sha256_file
-from lmscale.files.run_files import CONFIG_FILE
+from lmscale.files.run_files import CONFIG_FILE, IMPORT_FILE
 from lmscale.files.tokenizer_files import KEPT_FOLDER
 from lmscale.finetune.trees import spread
 from lmscale.runs.continuation import objective_identity
@@ -28,6 +28,7 @@ from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.tokenizer.kept_template import find_template
 
 HF_CONFIG = "config.json"  # of a folder of Hugging Face's
+SMALL = (".json", ".model", ".txt")  # suffixes of files that are read in no time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +59,18 @@ def import_place(config: FinetuneConfig, folder: Path) -> Path:
 
 
 def is_imported(place: Path, folder: Path) -> bool:
-    """Whether ``place`` holds the import of ``folder`` as it is. Raises ``ConfigError`` where
-    something else is there.
+    """Whether ``place`` holds the import of ``folder`` as it is. Large files are read again only
+    where they were written after it. Raises ``ConfigError`` where something else is there.
     """
     if not place.exists():
         return False
     imported = read_import(place)
-    texts = {} if imported is None else imported.files
+    files = {} if imported is None else imported.files
+    since = (place / IMPORT_FILE).stat().st_mtime_ns if files else 0
     same = all(
-        (folder / name).is_file()
-        and (not name.endswith(".json") or sha256_file(folder / name) == sha256)
-        for name, sha256 in texts.items()
+        (file := folder / name).is_file()
+        and (_is_old_weight(file, since) or sha256_file(file) == sha256)
+        for name, sha256 in files.items()
     )
     if imported is None or not same:
         raise ConfigError(
@@ -77,6 +79,11 @@ def is_imported(place: Path, folder: Path) -> bool:
             "base: RUN."
         )
     return True
+
+
+def _is_old_weight(file: Path, since: int) -> bool:
+    """Whether it is a large file that was written before a time in nanoseconds."""
+    return file.suffix not in SMALL and file.stat().st_mtime_ns < since
 
 
 def read_base(config: FinetuneConfig, *, imported: Path | None = None) -> Base:
