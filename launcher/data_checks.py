@@ -151,6 +151,27 @@ def _datasets_of(config: RunConfig, *, without_made: bool = False) -> dict[str, 
     return {s: place for s, place in found.items() if is_remote(place) or Path(place) not in made}
 
 
+def find_others_shards(config: RunConfig) -> list[str]:
+    """A line where a training reads datasets that a pipeline of this configuration does not build.
+    They may be meant: others' shards, or an earlier pipeline's.
+    """
+    folder = local_path(config.shards.folder)
+    datasets = _datasets_of(config) if config.corpus.sources else {}
+    others = [
+        f"{setting} ({place})"
+        for setting, place in datasets.items()
+        if is_remote(place) or not local_path(place).is_relative_to(folder)
+    ]
+    if not others:
+        return []
+    more = f" and {len(others) - MAX_NAMED:,} more" if len(others) > MAX_NAMED else ""
+    return [
+        f"{', '.join(others[:MAX_NAMED])}{more}: not below shards.folder = {folder}, where this "
+        "pipeline builds its shards, so they will not be read there. Name the places there, unless "
+        "others' shards are meant."
+    ]
+
+
 def _sets_of(config: RunConfig) -> dict[str, str]:
     return {f"evaluation.sets.{name}": place for name, place in config.evaluation.sets.items()}
 

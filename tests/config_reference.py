@@ -78,7 +78,12 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 def _render_choices(annotation: Any) -> str:
     if typing.get_origin(annotation) is not typing.Literal:
         return ""
-    return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation)) + "."
+    return (
+        ", ".join(
+            f"`{choice}`" if choice != "" else '`""`' for choice in typing.get_args(annotation)
+        )
+        + "."
+    )
 
 
 def _render_default(field: FieldInfo) -> str:

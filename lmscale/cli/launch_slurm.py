@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import typer
 
 from launcher.checks import cancel_command, check, known_jobs
+from launcher.data_checks import find_others_shards
 from launcher.job import DATA_KINDS
 from launcher.pipeline import STAGES, Stage, array_of, behind, plan_stage, submit_stages
 from launcher.standing import describe_other_options, refuse_failed, refuse_other_settings
@@ -94,6 +95,7 @@ def launch_all(options: LaunchOptions, how: How) -> None:
         raise ConfigError(problems)
     told = Told()
     stages = list(_plan_stages(options, how, told))
+    _tell_others_shards(stages, told)
     if how.dry_run:
         told.stop_at_problems()
         _print_scripts(stages)
@@ -110,6 +112,14 @@ def launch_all(options: LaunchOptions, how: How) -> None:
         print_all_findings(stages, findings, as_json=how.as_json)
         return
     print_stages(stages, submit_stages(stages), findings, as_json=how.as_json)
+
+
+def _tell_others_shards(stages: Iterable[Stage], told: Told) -> None:
+    for stage in stages:
+        if stage.kind == "train" and stage.prepared is not None and stage.is_new:
+            runs = stage.prepared.request.runs
+            warnings = [warning for config in runs for warning in find_others_shards(config)]
+            told.take("train", (), dict.fromkeys(warnings))
 
 
 def _find_misfits(options: LaunchOptions) -> list[str]:

@@ -175,6 +175,13 @@ def load_finetune(path: Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
     """
     text = read_text(path)
     tree = parse_yaml(text, str(path))
+    if isinstance(tree, Mapping) and len(tree.keys() & RunConfig.model_fields.keys()) > 1:
+        if not tree.keys() & {"base", "task", "data"}:
+            raise ConfigError(
+                f"{path} is the whole configuration of a run: train it with `lmscale launch local "
+                f"{path}`. `lmscale finetune` takes a short one: base, task and data "
+                "(docs/fine-tuning.md)."
+            )
     given: dict[tuple[str, ...], Given] = {}
     problems = []
     for override in overrides:

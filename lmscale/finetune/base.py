@@ -17,6 +17,7 @@ from lmscale.files.reading import sha256_file
 from lmscale.files.run_files import CONFIG_FILE, IMPORT_FILE
 from lmscale.files.tokenizer_files import KEPT_FOLDER
 from lmscale.finetune.trees import spread
+from lmscale.runs.commits import read_commits
 from lmscale.runs.continuation import objective_identity
 from lmscale.runs.imports import read_import
 from lmscale.runs.run_folder import load_run_config
@@ -42,6 +43,8 @@ class Base:
     tokenizer: TokenizerConfig
     has_bos: bool
     """Whether its texts began with bos."""
+    step: int | None = None
+    """Of the checkpoint; None: there is none yet."""
     learned: Mapping[str, Any] | None = None
     """The objective that it was trained for, as its checkpoints have it; None: not known."""
 
@@ -107,11 +110,13 @@ def read_base(config: FinetuneConfig, *, imported: Path | None = None) -> Base:
     if kept.is_dir():
         tokenizer = tokenizer.model_copy(update={"folder": str(kept)})
     found = read_import(place.folder)
+    steps = [commit.step for commit in read_commits(place.folder)]
     return Base(
         init_from=init_from,
         model=run.model.model_copy(update=sizes),
         tokenizer=tokenizer,
         has_bos=run.shards.bos if found is None else found.bos is not None,
+        step=max(steps, default=None) if place.step is None else place.step,
         learned=objective_identity(run),
     )
 
@@ -155,5 +160,6 @@ def _read_alone(config: FinetuneConfig, word: str) -> Base:
         model=source.model,
         tokenizer=TokenizerConfig(folder=str(folder), vocab_size=tokenizer.vocab_size),
         has_bos=tokenizer.bos_id is not None,
+        step=place.step,
         learned=source.objective,
     )

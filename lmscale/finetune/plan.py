@@ -85,6 +85,7 @@ def plan_run(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: boo
     if not base.model.max_positions:
         tree["model"].pop("max_positions", None)
     reasons = _explain(config, sizes, why, figure) | {
+        "run": [_explain_base(base)],
         "model": [_explain_model(base, objective)],
     }
     return Plan(
@@ -145,6 +146,11 @@ def _list_figures(config: FinetuneConfig, objective: ObjectiveConfig) -> list[st
     measured = (*objective.set_figures, *objective.held_out)
     best = [each for each in TASKS[config.task].judged_by if each in measured]
     return [*dict.fromkeys([*best, *measured])]
+
+
+def _explain_base(base: Base) -> str:
+    step = "which has no checkpoint yet" if base.step is None else f"by its step {base.step:,}"
+    return f"begins with {base.init_from}, {step}"
 
 
 def _plan_run(config: FinetuneConfig, base: Base) -> Tree:

@@ -59,6 +59,7 @@ def describe_plan(config: FinetuneConfig, plan: Plan) -> Iterator[str]:
     steps = tree["train"]["steps"]
     length = tree["stream"]["sequence_length"]
     trained = f"{plan.reasons['train'][1]}; {plan.reasons['engine'][0]}"
+    yield f"base      {plan.reasons['run'][0]}"
     yield f"model     {plan.reasons['model'][0]}"
     yield f"trained   {trained}"
     yield (

@@ -91,7 +91,7 @@ class Guard:
         before = self.state.context
         if context != before and self.state.window:
             changes = [
-                f"{name} = {context[name]} (before: {before.get(name)})"
+                f"{name} = {_describe(context[name])} (before: {_describe(before.get(name))})"
                 for name in context
                 if context[name] != before.get(name)
             ]
@@ -128,6 +128,14 @@ class Guard:
         if self.may_rewind:
             raise RewindRequest(self.divergence)
         raise stop_error(self.divergence, self.config, self.rewinds)
+
+
+def _describe(setting: Any) -> str:
+    """Of a mixture its shares: ``a 75 %, b 25 %``."""
+    if not isinstance(setting, Mapping):
+        return str(setting)
+    total = sum(setting.values())
+    return ", ".join(f"{name} {100 * n / total:.4g} %" for name, n in setting.items())
 
 
 def stop_error(

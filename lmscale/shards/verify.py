@@ -12,6 +12,8 @@ from lmscale.shards.contents import find_tar_problems, find_token_problems
 from lmscale.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
 from lmscale.shards.reader import open_shard
 
+_LOOKS_RIGHT = "its token ids and document ends look right, so the place is not known"
+
 
 def find_datasets(folder: str | Path) -> list[Path]:
     """The folder itself, or all datasets below ``folder``. Raises ``DataError`` without any."""
@@ -69,7 +71,7 @@ def _verify_shard(path: Path, entry: ShardEntry, manifest: Manifest, deep: bool)
     except DataError as error:
         return list(error.problems)
     if deep and (digest := sha256_file(path)) != entry.sha256:
-        where = "; ".join(find_token_problems(shard, manifest)) or "in a place no check looks at"
+        where = "; ".join(find_token_problems(shard, manifest)) or _LOOKS_RIGHT
         return [
             f"{path}: the shard is damaged: its sha256 is {digest[:12]}…, the manifest says "
             f"{entry.sha256[:12]}… ({where}). Fetch or build it again."

@@ -23,6 +23,16 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
 
 
+def _pretend_slurm(folder):
+    """A queue that is empty, and an sbatch that would take everything."""
+    for name, text in (
+        ("squeue", "#!/bin/sh\n"),
+        ("sbatch", "#!/bin/sh\n/bin/cat >/dev/null\necho 'sbatch: Job 1 to start' >&2\n"),
+    ):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+
+
 def test_a_dry_run_prints_the_script_and_nothing_else(tmp_path, capfd):
     assert main([*EXAMPLE, "--nodes", "8", "--dry-run"]) == 0
     out, err = capfd.readouterr()
@@ -79,12 +89,7 @@ def test_without_slurm_everything_else_is_still_told(tmp_path, capfd, flag):
 
 
 def test_a_passed_check_can_be_read_by_a_program(tmp_path, capfd):
-    for name, text in (
-        ("squeue", "#!/bin/sh\n"),
-        ("sbatch", "#!/bin/sh\n/bin/cat >/dev/null\necho 'sbatch: Job 1 to start' >&2\n"),
-    ):
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+    _pretend_slurm(tmp_path / "bin")
     arguments = ["--cluster", "lab", "--preflight-only", "--check", "--json"]
     assert main(["launch", "slurm", LLAMA, *arguments]) == 0
     found = json.loads(capfd.readouterr().out)
@@ -123,6 +128,23 @@ def test_a_dry_run_of_all_prints_every_script_in_order_each_behind_the_one_befor
         assert (checked.returncode, checked.stderr) == (0, "")
     assert "#SBATCH --nodes=8\n" in scripts[3] and "#SBATCH --gres=gpu:8\n" in scripts[3]
     assert "no file matches" in err and "So 4 tasks." in err
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--check"])
+def test_shards_that_the_pipeline_does_not_build_are_told_where_a_training_reads_them(
+    tmp_path, capfd, flag
+):
+    _pretend_slurm(tmp_path / "bin")
+    words = [*EXAMPLE, "--nodes", "8", "--job", "all", flag]
+    main(words)
+    assert "not below shards.folder" not in capfd.readouterr().err
+    main([*words, "--set", "shards.folder=other/shards"])
+    (line,) = [each for each in capfd.readouterr().err.splitlines() if "not below" in each]
+    here = tmp_path / "here"
+    assert line.startswith(
+        f"warning: train: stream.sources.web ({here}/data/llama/shards/web/train), "
+    )
+    assert f"and 1 more: not below shards.folder = {here}/other/shards, where" in line
 
 
 def test_what_is_wrong_with_several_stages_is_told_once_and_with_all_else(capfd):

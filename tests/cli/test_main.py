@@ -58,6 +58,13 @@ def test_a_misspelt_command_names_the_nearest(capsys, typo, meant):
     assert f"Did you mean '{meant}'" in capsys.readouterr().err
 
 
+def test_a_command_that_another_group_has_is_named_with_that_group(capsys):
+    assert cli.main(["runs", "compare", "a", "b"]) == 2
+    assert "Did you mean 'lmscale compare'" in capsys.readouterr().err
+    assert cli.main(["nonsense"]) == 2
+    assert "Did you mean" not in capsys.readouterr().err
+
+
 def test_a_users_mistake_is_told_without_a_traceback(tmp_path):
     done = lmscale_command("config", "show", str(tmp_path / "missing.yaml"))
     assert done.returncode == 2

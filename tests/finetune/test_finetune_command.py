@@ -139,6 +139,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(base, place, capsy
     assert main(["finetune", str(short), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "animal" in said and "documents each" in said
+    assert f"base      begins with {base}, by its step 2\n" in said
     assert not (place / "none").exists() and not (place / "dry").exists()
     written = place / "whole-plan.yaml"
     words = ["--dry-run", "--write", str(written), "--set", "epochs=2"]

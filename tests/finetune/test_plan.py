@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.config import parse_config
+from lmscale.config.assets import find_assets
 from lmscale.config.data import TokenizerConfig
-from lmscale.config.finetune import FinetuneConfig
+from lmscale.config.finetune import FinetuneConfig, load_finetune
 from lmscale.config.load import validate_tree
 from lmscale.config.model import FAMILIES
 from lmscale.errors import ConfigError
@@ -248,6 +249,15 @@ def test_all_mistakes_of_the_short_file_are_told_at_once():
     told = str(caught.value)
     for part_of_it in ("epochs", "trainable", "heldout: name files"):
         assert part_of_it in told
+
+
+def test_a_whole_configuration_is_answered_with_the_command_that_takes_it():
+    path = find_assets("configs") / "demo.yaml"
+    with pytest.raises(ConfigError) as caught:
+        load_finetune(path)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path} is the whole configuration of a run")
+    assert f"`lmscale launch local {path}`" in problem
 
 
 def test_names_are_sorted_as_one_reads_them():

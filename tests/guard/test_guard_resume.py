@@ -80,6 +80,17 @@ def test_the_size_of_a_step_is_told_where_it_changes(caplog):
     ]
 
 
+def test_another_mixture_is_told_by_its_shares(caplog):
+    caplog.set_level(logging.INFO, "lmscale")
+    first, second = {"a": 48, "b": 16}, {"a": 64}
+    guard = guard_of(context=lambda n: {"mixture": second if n >= 24 else first})
+    for step in (1, 2, 3):
+        guard(report(step))
+    assert [record.getMessage() for record in caplog.records] == [
+        "from step 3 on mixture = a 100 % (before: a 75 %, b 25 %): the guard's medians begin anew"
+    ]
+
+
 def test_another_mixture_or_batch_begins_the_medians_anew():
     before = guard_of(context=lambda n: {"mixture": {"a": 64}})
     watch(before, FULL)

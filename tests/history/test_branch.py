@@ -23,6 +23,7 @@ from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.checkpoint.retention import remove
 from lmscale.cli.app import app
+from lmscale.cli.main import main
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.history import branch as branching
 from lmscale.history.branch import make_branch, plan_branch
@@ -255,3 +256,20 @@ def test_a_branch_has_the_rewinds_and_the_mixtures_that_its_checkpoint_knows(bas
         plan_branch(f"{base}@4", "new")
     make_branch(plan_branch(f"{base}@2", "new"))
     assert not (base.with_name("new") / "rewinds.jsonl").exists()  # it was of neither
+
+
+def test_a_branch_from_before_a_change_of_the_mixture_says_which_it_goes_on_with(base, capsys):
+    assert "mixture" not in invoke("runs", "branch", f"{base}@4", "same").output
+    path = base / "config.yaml"
+    path.write_text(path.read_text().replace("weight: 3.0", "weight: 1.0"))  # as it was given later
+    made = invoke("runs", "branch", f"{base}@4", "new")
+    told = "from sample 48 (step 5) on: a 75 % → 50 %, b 25 % → 50 %"
+    assert f"  otherwise: the mixture of its config.yaml, {told}\n" in made.output
+    config = base.with_name("new") / "config.yaml"
+    ended = run_lmscale("train", config, *settings({"train.steps": 5}))
+    assert f"the mixture changes {told}" in ended.output
+    row = invoke("runs", "branch", f"{base}@4", "third", "--json").output
+    assert json.loads(row[row.index("{") :])["mixture"]["now"] == {"a": 0.5, "b": 0.5}
+    assert main(["runs", "list", str(base.parent)]) == 0
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("third")]
+    assert line.split()[:7] == ["third", "not", "started", "4/10", "1,536", "-", "-"], line

@@ -48,6 +48,19 @@ def test_a_flipped_byte_in_the_tokens_is_found_by_its_hash(dataset):
     assert "is outside the vocabulary of 1,000" in found
 
 
+def test_a_flipped_bit_that_leaves_a_plausible_token_is_told_as_such(dataset):
+    entry = load_manifest(dataset).shards[1]
+    at = int(open_shard(dataset / entry.name, entry, "uint16").index[0, 0]) + 100  # a low byte
+
+    def flip(content):
+        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+    rewrite(dataset / entry.name, flip)
+    assert "token ids and document ends look right, so the place is not known" in problems_of(
+        dataset
+    )
+
+
 @pytest.mark.parametrize("where", ["magic", "name", "value"])
 def test_a_flipped_byte_in_the_index_is_found_on_opening(dataset, where):
     entry = load_manifest(dataset).shards[0]

@@ -31,7 +31,7 @@ MAX_STRETCHES = 10
 MAX_SHOWN = 5
 _CAUSES = {
     "productive": "in steps that count",
-    "redone": "in steps done again after a restart",
+    "redone": "in steps done again after a restart, and in what a kill cut off",
     "undone": "in steps skipped or rewound",
     "stalls": "waiting for data",
     "saves": "held up by saves",
@@ -96,12 +96,15 @@ def render_problems(error: LmscaleError, folder: Path) -> str:
 def render_numbers(status: RunStatus) -> dict[str, str]:
     """The cells of a run by their headings; ``-`` where nothing is known yet."""
     figures = status.figures
+    # A branch has its origin's rows, which say where it begins and not how it goes.
+    own = figures if status.starts else {}
+    heldout = status.heldout if status.starts else None
     return {
         "step": f"{status.step:,}/{status.config.train.steps:,}",
         "tokens": render_number(figures.get("train/tokens"), ",.0f"),
-        "loss": render_number(figures.get("train/loss"), ".4f"),
-        "held out": render_number(status.heldout and status.heldout[1], ".4f"),
-        "tokens/s": render_number(figures.get("speed/targets_per_second"), ",.0f"),
+        "loss": render_number(own.get("train/loss"), ".4f"),
+        "held out": render_number(heldout and heldout[1], ".4f"),
+        "tokens/s": render_number(own.get("speed/targets_per_second"), ",.0f"),
         "goodput": f"{status.goodput.fraction:.1%}" if status.attempts else "-",
         "restarts": str(status.goodput.restarts),
     }
@@ -170,7 +173,7 @@ def _describe_figures(status: RunStatus) -> Lines:
         ("loss", "loss", "train/loss", loss_unit),
         ("speed", "tokens/s", "speed/targets_per_second", "tokens/s"),
     ):
-        is_known = status.figures.get(figure) is not None
+        is_known = cells[key] != "-"
         yield name, f"{cells[key]} {unit}{_at_step(status, figure)}" if is_known else "-"
     yield "goodput", _render_share(status.goodput) if status.attempts else cells["goodput"]
     yield "restarts", cells["restarts"]
@@ -236,7 +239,7 @@ def _describe_history(history: Sequence[Stretch]) -> Lines:
             yield "", f"left out {node}"
     if steps := sum(stretch.lost_steps for stretch in history):
         seconds = render_duration(sum(stretch.lost_seconds for stretch in history))
-        yield "lost", f"{count_of(steps, 'step')} in all, {seconds} of training"
+        yield "lost", f"{count_of(steps, 'step')} in all, {seconds} in those that were whole"
 
 
 def _describe_places(beats: Sequence[Beat]) -> Lines:
