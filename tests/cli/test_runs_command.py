@@ -67,7 +67,7 @@ def test_a_killed_run_of_this_machine_is_lost_at_once_and_so_are_its_steps(run, 
         lines = lines_of(capsys)
         ends = "steps 10-10, 3 steps lost, 12 s: lost: no end was written"
         assert any(line.endswith(ends) for line in lines)
-        assert "lost             5 steps in all, 22 s in those that were whole" in lines
+        assert "lost             5 whole steps in all, 22 s of training" in lines
     finally:
         sleeper.kill()
 

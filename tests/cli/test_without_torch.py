@@ -73,7 +73,10 @@ CASES = (
     ("import hf {none} --out {full}", "is there already"),
     ("train {none}.yaml", "no such configuration file"),
     ("finetune {none}.yaml", "no such configuration file"),
-    ("finetune {config}", "base: is required"),
+    (
+        "finetune {config}",
+        "is the whole configuration of a run: train it with `lmscale launch local",
+    ),
     ("train {config} --set model.width=x", "model.width"),
     ("suite make {none}.yaml --out {new}", "no such configuration file"),
     ("evaluate {none}", "not a run's folder"),

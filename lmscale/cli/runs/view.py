@@ -239,7 +239,7 @@ def _describe_history(history: Sequence[Stretch]) -> Lines:
             yield "", f"left out {node}"
     if steps := sum(stretch.lost_steps for stretch in history):
         seconds = render_duration(sum(stretch.lost_seconds for stretch in history))
-        yield "lost", f"{count_of(steps, 'step')} in all, {seconds} in those that were whole"
+        yield "lost", f"{count_of(steps, 'whole step')} in all, {seconds} of training"
 
 
 def _describe_places(beats: Sequence[Beat]) -> Lines:
