@@ -20,6 +20,7 @@ from lmscale.files.found import (
     stem_of,
 )
 
+TABLES = (".csv", ".tsv", ".xlsx")  # of which each program reads something else
 ENDINGS = {
     **dict.fromkeys((".txt", ".md", ".rst"), "text"),
     **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
@@ -132,8 +133,7 @@ def _find(
             found[place] = RawFile(**vars(file), format=form, rules=own, own=special)
     problems += [
         f"{setting}: {name_some(paths)}: unknown ending ({ending}); known are {' '.join(ENDINGS)}, "
-        f"also packed ({' '.join(PACKINGS)}). Set {setting}.format, or that of the input: "
-        "{files: PATTERN, format: text}."
+        f"also packed ({' '.join(PACKINGS)}). {_advise(ending, setting)}"
         for ending, paths in unknown.items()
     ]
     if without_fields:
@@ -143,6 +143,16 @@ def _find(
         )
     _warn_of_little_known(found, setting)
     return tuple(found[place] for place in sorted(found))
+
+
+def _advise(ending: str, setting: str) -> str:
+    """What to do with files of an ending that is not known."""
+    if ending in TABLES:
+        return (
+            "Make Parquet or JSON lines of a table, whose columns are read by name: in Python "
+            "pandas.read_csv(FILE).to_parquet(NEW)."
+        )
+    return f"Set {setting}.format, or that of the input: {{files: PATTERN, format: text}}."
 
 
 def _warn_of_little_known(found: Mapping[str, RawFile], setting: str) -> None:

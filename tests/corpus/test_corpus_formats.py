@@ -211,10 +211,12 @@ def test_files_of_unknown_endings_are_one_line_an_ending(tmp_path):
     for number in range(7):
         (tmp_path / f"{number}.doc").write_text("x")
         (tmp_path / f"{number}.pdf").write_text("x")
+    (tmp_path / "table.csv").write_text("text\nx\n")
     with pytest.raises(DataError) as caught:
         build(tmp_path, {"s": {"inputs": [f"{tmp_path}/*.*"]}})
-    doc, pdf = caught.value.problems
+    doc, pdf, table = caught.value.problems
     assert "0.doc" in doc and "and 4 more: unknown ending (.doc)" in doc and "(.pdf)" in pdf
+    assert "format: text" in doc and "format: text" not in table and "to_parquet" in table
 
 
 def test_an_input_s_own_settings_are_looked_at_as_the_source_s_are(tmp_path):
