@@ -69,7 +69,7 @@ def finetune(
     path, run = _write_plan(asked, plan, write, dry_run=dry_run)
     if dry_run:
         return
-    _build_data(run)
+    _build_data(run, path)
     from launcher.local import launch_local
 
     outcome = launch_local(path, [], num_ranks=num_ranks)
@@ -144,12 +144,16 @@ def _write_plan(
     return path, run
 
 
-def _build_data(run: RunConfig) -> None:
-    """Corpus and shards, as far as they are missing."""
+def _build_data(run: RunConfig, path: Path) -> None:
+    """Corpus and shards, as far as they are missing; ``path`` is of the whole configuration."""
     from lmscale.corpus.build import build_corpus
     from lmscale.shards.build import build_shards
 
-    build_corpus(run.corpus)
+    for name, built in build_corpus(run.corpus).built.items():
+        if dropped := built.manifest.dropped:
+            counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+            told = f"{path} --source {name}"
+            print_warnings([f"data.{name}: left out: {counts} (lmscale corpus dropped {told})"])
     build_shards(run)
 
 

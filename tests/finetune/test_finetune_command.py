@@ -49,7 +49,8 @@ def place(base, tmp_path_factory) -> Path:
     """A folder with labelled files."""
     root = tmp_path_factory.mktemp("short")
     lines = [json.dumps(record) for record in records("classes")]
-    (root / "train.jsonl").write_text("\n".join(lines[:180]))
+    empty = json.dumps(records("classes")[0] | {"text": " "})
+    (root / "train.jsonl").write_text("\n".join([*lines[:180], empty]))
     (root / "heldout.jsonl").write_text("\n".join(lines[180:]))
     return root
 
@@ -108,6 +109,7 @@ def test_a_fine_tuning_that_is_killed_goes_on_elsewhere_as_the_same_run(base, pl
         ended = run_lmscale("finetune", config, "--nproc", ranks, *settings(others or {}))
         assert ended.code == 0, ended.output
         assert "the best checkpoint by evaluation/heldout/accuracy" in ended.output
+        assert "data.train: left out: 1 empty (lmscale corpus dropped" in ended.output
         assert "always " in ended.output and ("\ntest  " in ended.output) == bool(test)
         runs[name] = place / name
     assert ledger_of(runs["whole"]) == ledger_of(runs["same"]) == ledger_of(runs["other"])
