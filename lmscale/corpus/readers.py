@@ -283,7 +283,9 @@ def _read_members(
         # As webdataset: names such as __index__/blocks.npy are about the tar, and are no samples.
         is_meta = re.match(r"__[^/]*__($|/)", member.name) is not None
         is_text = member.name.lower().endswith((".txt", ".json"))
-        if member.isreg() and (is_meta or not is_text):
+        if os.path.basename(member.name).startswith("._"):  # AppleDouble, beside each file
+            account.passed_over["tar members of macOS (._NAME)"] += 1
+        elif member.isreg() and (is_meta or not is_text):
             account.passed_over["tar members other than .txt and .json"] += 1
         elif member.size > MAX_CHAR_BYTES * account.source.max_record_chars:
             account.add_long(f"{file.shown}: member {member.name!r}")

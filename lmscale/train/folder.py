@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -135,10 +134,10 @@ def log_changes(config: RunConfig, first_step: int) -> None:
     changes = describe_changes(before, config)
     for change in changes:
         logger.warning("from step %d on, changed: %s", first_step + 1, change)
-    now, then = (rate_at(first_step + 1, each) for each in (config, before))
-    if changes and not math.isclose(now, then, rel_tol=1e-6):
+    now, then = (f"{rate_at(first_step + 1, each):.4g}" for each in (config, before))
+    if changes and now != then:
         logger.warning(
-            "the learning rate of step %d is %.3g; with what was set before, it would be %.3g",
+            "the learning rate of step %d is %s; with what was set before, it would be %s",
             *(first_step + 1, now, then),
         )
 

@@ -95,11 +95,16 @@ def test_json_about_a_text_beside_it_is_counted_and_json_alone_is_a_document(tmp
     meta, text = b'{"url": "x"}', b'{"text": "from json"}'
     members = [("1.json", meta), ("1.meta.json", meta), ("1.txt", b"one"), ("1.more.json", meta)]
     members += [("2.jpg", b""), ("3.json", text), ("4.en.txt", b"four"), ("4.json", meta)]
+    members += [("./x/._1.txt", b"\0\x05\x16\x07Mac OS X")]
     manifest, texts = build(tmp_path, write_tar(tmp_path / "a.tar", members))
     assert texts == ["one", "from json", "four"]
-    expected = {".json beside a .txt": 4, "tar members other than .txt and .json": 1}
+    expected = {
+        ".json beside a .txt": 4,
+        "tar members of macOS (._NAME)": 1,
+        "tar members other than .txt and .json": 1,
+    }
     assert manifest.passed_over == expected
-    assert "passed over: 4 .json beside a .txt, 1 tar members other than" in _render(manifest)
+    assert "passed over: 4 .json beside a .txt, 1 tar members of macOS" in _render(manifest)
 
 
 @pytest.mark.parametrize("cut", range(512, 7 * 512, 256))

@@ -241,5 +241,5 @@ def test_a_start_tells_what_changes_the_training_and_where_the_learning_rate_jum
     )
     assert caplog.messages == [
         "from step 11 on, changed: train.steps: 10 → 20",
-        "the learning rate of step 11 is 0.00048; with what was set before, it would be 0.0001",
+        "the learning rate of step 11 is 0.0004796; with what was set before, it would be 0.0001",
     ]
