@@ -29,9 +29,13 @@ from lmscale.tokenizer.codec import load_tokenizer
 BLOCKS = {"Q8_0": (127, 34), "Q4_0": (8, 18)}  # largest whole number; bytes of 32 weights
 
 
+# Of blocks of nothing but numbers near fp32's smallest the gguf package warns that it divides by 0.
+WEIGHTS = st.floats(-(2.0**10), 2.0**10, width=32).map(lambda x: x if abs(x) > 2.0**-30 else 0.0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    arrays(np.float32, (3, 64), elements=st.floats(-(2.0**10), 2.0**10, width=32)),
+    arrays(np.float32, (3, 64), elements=WEIGHTS),
     st.sampled_from(sorted(BLOCKS)),
 )
 def test_a_weight_is_off_by_half_a_step_of_its_block_at_most(values, name):

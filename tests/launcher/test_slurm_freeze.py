@@ -20,7 +20,7 @@ from lmscale.errors import ClusterError
 from lmscale.runs.environment import collect_code
 from lmscale.runs.installed import Differences, find_differences, parse_lock, read_installed
 
-MAX_BYTES = 8 * 2**20
+MAX_BYTES = 10 * 2**20
 
 
 def freeze_at(folder: Path, *, sweep: bool = False) -> Path:
