@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmscale.files.printing import align_rows
+
 FIT, BAD_NODES, NOTHING_WORKS = 0, 1, 2
 
 # No mistake of the job's brings these about, so a node is to blame for them though half of the
@@ -198,8 +200,4 @@ def render_table(reports: Mapping[str, Report | None], verdict: Verdict) -> str:
                 judged,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return align_rows(rows, left=range(len(_HEAD)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import typer
 
 from lmscale.cli.options import echo_json
+from lmscale.cli.scored import say_weights
 from lmscale.errors import EXIT_RESUMABLE, ConfigError
 from lmscale.files.printing import say
 
@@ -184,8 +185,7 @@ def _show_scores(
             "bits/byte: the tokenizer is not exact, so a token counts as many bytes as one of the "
             "set's documents has on average: an estimate with --max-windows"
         )
-    if weights != "trained":
-        say(f"weights: {'their average over the steps' if weights == 'average' else weights}")
+    say_weights(weights)
     if counts is not None:
         say(
             f"{baseline}: the loss of {counts.described}, counted on {counts.tokens:,} tokens that "

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmscale.cli.options import echo_json, print_warnings
+from lmscale.cli.options import echo_json
+from lmscale.cli.scored import keep_figures, say_weights
 from lmscale.errors import ConfigError, LmscaleError
 from lmscale.files.printing import count_of, say
 
@@ -126,15 +127,9 @@ def _lead(respondent: Respondent, tasks: Tasks, tick: Callable[[], None]) -> dic
 
 
 def record(run: Path, loaded: LoadedRun, tasks: Tasks, scores: dict[str, TaskScore]) -> None:
-    """Beside the run's own figures; a folder that cannot be written to is told, and no error."""
     from lmscale.evaluation.task_scores import name_figures
-    from lmscale.runs.task_rows import record_task_figures
 
-    figures = name_figures(scores)
-    try:
-        record_task_figures(run, loaded.step, figures, weights=loaded.weights, limit=tasks.limit)
-    except LmscaleError as error:
-        print_warnings([f"the figures are not kept: {problem}" for problem in error.problems])
+    keep_figures(run, loaded, name_figures(scores), limit=tasks.limit)
 
 
 def print_scores(
@@ -163,8 +158,7 @@ def print_scores(
         return
     say(render_task_scores(scores))
     say(f"step {loaded.step:,}; {front} stands in front of every text")
-    if loaded.weights != "trained":
-        say("weights: their average over the steps")
+    say_weights(loaded.weights)
     if tasks.limit is not None:
         say(f"limit: the first {tasks.limit:,} documents of each task")
     if respondent.num_cut:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lmscale.cli.options import echo_json, print_warnings
-from lmscale.errors import EXIT_RESUMABLE, ConfigError, LmscaleError
+from lmscale.cli.options import echo_json
+from lmscale.cli.scored import keep_figures, say_weights
+from lmscale.errors import EXIT_RESUMABLE, ConfigError
 from lmscale.files.printing import say
 
 if TYPE_CHECKING:
@@ -141,24 +142,19 @@ def _record(
         name_written,
         render_examples_table,
     )
-    from lmscale.runs.task_rows import record_task_figures
 
     texts = {
         f"{PREFIX}/{name}": render_examples_table(choose_evenly(each.examples, choice.examples))
         for name, each in sets.items()
     }
-    try:
-        record_task_figures(
-            asked.run,
-            loaded.step,
-            name_written(sets),
-            weights=loaded.weights,
-            limit=choice.limit,
-            settings={"max_tokens": choice.max_tokens or MAX_TOKENS},
-            texts=texts,
-        )
-    except LmscaleError as error:
-        print_warnings([f"the figures are not kept: {problem}" for problem in error.problems])
+    keep_figures(
+        asked.run,
+        loaded,
+        name_written(sets),
+        limit=choice.limit,
+        settings={"max_tokens": choice.max_tokens or MAX_TOKENS},
+        texts=texts,
+    )
 
 
 def _show(
@@ -177,7 +173,6 @@ def _show(
         return
     say(render_written(sets))
     say(f"step {loaded.step:,}; the likeliest token each time")
-    if weights != "trained":
-        say(f"weights: {'their average over the steps' if weights == 'average' else weights}")
+    say_weights(weights)
     for name, each in sets.items():
         say(render_examples(name, choose_evenly(each.examples, choice.examples)))

@@ -188,8 +188,7 @@ def _show_result(run: RunConfig, config: FinetuneConfig, survey: Survey) -> None
     folder = str(run.folder)
     scores = read_scores(run, step) | _score_test(run, step)
     say(f"\n{folder}@{step}, the best checkpoint by {run.checkpoint.keep_best.metric}:")
-    for line in render_scores(scores, survey):
-        say(line)
+    say(render_scores(scores, survey))
     say("\nNext:")
     for words in _name_next(run, config, step):
         say(f"  lmscale {shlex.join(words)}")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmscale.cli.evaluate import StepOption, WeightsOption
-from lmscale.cli.options import JsonOption, RunArgument, echo_json, print_notes, print_warnings
-from lmscale.errors import EXIT_RESUMABLE, ConfigError, LmscaleError
+from lmscale.cli.options import JsonOption, RunArgument, echo_json, print_notes
+from lmscale.cli.scored import keep_figures
+from lmscale.errors import EXIT_RESUMABLE, ConfigError
 from lmscale.files.printing import say
 
 if TYPE_CHECKING:
@@ -94,7 +95,14 @@ def privacy(
         return
     shown = render_privacy(found)
     settings = {"prompt_tokens": prompt_tokens, "texts": texts, "seed": seed}
-    _record(run, loaded, found.figures, {"privacy": shown}, limit=max_shards, settings=settings)
+    keep_figures(
+        run,
+        loaded,
+        found.figures,
+        limit=max_shards,
+        settings=settings,
+        texts={"privacy": _fenced(shown)},
+    )
     if as_json:
         echo_json({"step": loaded.step, "weights": loaded.weights, **found.to_json()})
         return
@@ -230,7 +238,8 @@ def bias(
     leanings = judge_leanings(categories, filled, scored, seed=seed)
     shown = render_leanings(leanings, how=how)
     if templates is None:  # figures of other sentences are others
-        _record(run, loaded, name_leanings(leanings), {"bias": shown}, limit=None)
+        texts = {"bias": _fenced(shown)}
+        keep_figures(run, loaded, name_leanings(leanings), limit=None, texts=texts)
     if as_json:
         rows = [each.to_json() for each in leanings]
         echo_json({"step": loaded.step, "weights": loaded.weights, "scored": how, "rows": rows})
@@ -282,28 +291,6 @@ def _open(run: Path, step: int | None, weights: Weights | None) -> Iterator[_Ope
             raise typer.Exit(EXIT_RESUMABLE) from None
 
 
-def _record(
-    run: Path,
-    loaded: LoadedRun,
-    figures: dict[str, float],
-    texts: dict[str, str],
-    *,
-    limit: int | None,
-    settings: dict[str, int] | None = None,
-) -> None:
-    """Beside the run's own figures; a folder that cannot be written to is told, and no error."""
-    from lmscale.runs.task_rows import record_task_figures
-
-    fenced = {name: f"```\n{text}\n```" for name, text in texts.items()}
-    try:
-        record_task_figures(
-            run,
-            loaded.step,
-            figures,
-            weights=loaded.weights,
-            limit=limit,
-            settings=settings,
-            texts=fenced,
-        )
-    except LmscaleError as error:
-        print_warnings([f"the figures are not kept: {problem}" for problem in error.problems])
+def _fenced(text: str) -> str:
+    """As Markdown shows a table as it stands."""
+    return f"```\n{text}\n```"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lmscale.files.printing import render_bytes
+from lmscale.files.printing import align_rows, render_bytes
 
 if TYPE_CHECKING:
     from lmscale.compress.measure import Measured, SetScore
@@ -36,14 +36,7 @@ def render_table(rows: Sequence[Measured], ratios: Ratios) -> str:
         for name, figure in figures.items():
             line += _render_figures(row.sets.get(name), figure)
         cells.append(line)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:{'<' if column == 0 else '>'}{widths[column]}}"
-            for column, cell in enumerate(line)
-        ).rstrip()
-        for line in cells
-    )
+    return align_rows(cells)
 
 
 def _second_figure(score: SetScore) -> str:

@@ -21,6 +21,7 @@ from lmscale.evaluation.labelled import (
     LabelScore,
     plan_labels,
 )
+from lmscale.files.printing import align_rows
 from lmscale.objective.objective import build_preparation
 from lmscale.objective.scores import ScoreSums, to_device
 from lmscale.ranks.collectives import sum_float64
@@ -280,11 +281,4 @@ def render_scores(scores: Mapping[str, SetScore]) -> str:
             for name, (_, style) in columns.items()
         )
         rows.append([set_name, f"{score.windows:,}", f"{score.targets:,}", *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:{'<' if column == 0 else '>'}{widths[column]}}"
-            for column, cell in enumerate(row)
-        )
-        for row in rows
-    )
+    return align_rows(rows)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lmscale.files.printing import align_rows
+
 PREFIX = "tasks"  # of the names of figures: tasks/NAME/acc
 # Of a question each is 0 or 1, so that the error of their mean follows from it.
 _SHARES = ("acc", "acc_norm", "acc_bytes", "exact_match")
@@ -68,11 +70,4 @@ def render_task_scores(scores: Mapping[str, TaskScore]) -> str:
             error = score.error_of(figure)
             cells = (name, f"{score.documents:,}", figure)
             rows.append((*cells, f"{value:.4f}", "" if error is None else f"{error:.4f}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:{'<' if column in (0, 2) else '>'}{widths[column]}}"
-            for column, cell in enumerate(row)
-        ).rstrip()
-        for row in rows
-    )
+    return align_rows(rows, left=(0, 2))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from lmscale.files.redact import printable
 
@@ -49,6 +49,19 @@ def take_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def align_rows(rows: Iterable[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
+    """Rows of cells as aligned lines; the columns ``left`` begin together, all others end so."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:{'<' if column in left else '>'}{widths[column]}}"
+            for column, cell in enumerate(row)
+        ).rstrip()
+        for row in rows
+    )
 
 
 def render_bytes(count: int) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import yaml
 
 from lmscale.config.finetune import FinetuneConfig
-from lmscale.files.printing import count_of
+from lmscale.files.printing import align_rows, count_of
 from lmscale.finetune.checks import most_frequent, share_of
 from lmscale.finetune.plan import Plan
 from lmscale.finetune.survey import Survey
@@ -70,7 +70,7 @@ def describe_plan(config: FinetuneConfig, plan: Plan) -> Iterator[str]:
     yield f"judged by {plan.metric.rpartition('/')[2]}; {plan.reasons['evaluation'][0]}"
 
 
-def render_scores(scores: Mapping[str, Mapping[str, float]], survey: Survey) -> Iterator[str]:
+def render_scores(scores: Mapping[str, Mapping[str, float]], survey: Survey) -> str:
     """A table of the sets' figures, and the accuracy of one that always names the class, or tag,
     that comes most often in training.
     """
@@ -81,11 +81,4 @@ def render_scores(scores: Mapping[str, Mapping[str, float]], survey: Survey) -> 
         cells = [f"{figures[each]:.4f}" if each in figures else "" for each in names]
         baseline = [f"{share_of(survey, name, usual):.4f}"] if survey.names else []
         rows.append([name, *cells, *baseline])
-    yield from _align(rows)
-
-
-def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        yield "  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip()
+    return align_rows(rows)

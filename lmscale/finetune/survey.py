@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
-from lmscale.config.finetune import FinetuneConfig
+from lmscale.config.finetune import FILES_OF, FinetuneConfig
 from lmscale.corpus.account import Account, Pieces, TooManyBrokenError
 from lmscale.corpus.clean import digest_of, is_heldout
 from lmscale.corpus.fields import MarkedText, NameFinder
@@ -122,8 +122,7 @@ def survey_data(
     for part in parts.values():
         part.places = Counter({renumbered[place]: n for place, n in part.places.items()})
         part.first = {renumbered[place]: where for place, where in part.first.items()}
-    ordered = ("train", "heldout", "test")
-    return Survey(parts={n: parts[n] for n in ordered if n in parts}, names=tuple(order))
+    return Survey(parts={n: parts[n] for n in FILES_OF if n in parts}, names=tuple(order))
 
 
 def sort_names(names: Mapping[str, int] | Sequence[str]) -> list[str]:

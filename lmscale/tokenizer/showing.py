@@ -14,6 +14,7 @@ from lmscale.config.assets import list_configs
 from lmscale.config.special_tokens import is_reserved
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError
+from lmscale.files.printing import align_rows
 from lmscale.files.reading import read_plain, reading
 from lmscale.tokenizer.base import SPACE_MARK, Tokenizer
 from lmscale.tokenizer.codec import load_tokenizer
@@ -180,8 +181,4 @@ def render_comparison(rows: Sequence[Comparison]) -> str:
                 f"{row.megabytes_per_second:.1f}",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row))
-        for row in cells
-    )
+    return align_rows(cells, left=(0, 1))

@@ -27,9 +27,9 @@ from lmscale.evaluation.prompts import Prompt
 from lmscale.evaluation.sampling import Sampling
 from lmscale.model.family import CrossModel, Model
 from lmscale.tokenizer.base import Tokenizer
+from lmscale.views.looks import CROSS, OWN, READ
 from lmscale.views.sides import Sides, Speller, add_written
 
-OWN, READ, CROSS = "own", "read", "cross"
 MOST_BYTES = 4 * 2**30  # of the weights of all layers
 
 

@@ -13,8 +13,8 @@ from lmscale.views.attention_picture import Grid, wide
 from lmscale.views.sides import Side, Sides, merge_words
 
 MOST_WORDS = 400  # in a picture, whose squares a browser has to draw
-PARTS = ("own", "read", "cross")
-_WHAT = {"own": "", "read": " of what is read", "cross": " of what is written over what is read"}
+OWN, READ, CROSS = PARTS = ("own", "read", "cross")  # of ``LayerAttention.part``
+_WHAT = {OWN: "", READ: " of what is read", CROSS: " of what is written over what is read"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ class Look:
 
 def choose_sides(sides: Sides, part: str) -> tuple[Side, Side]:
     """Who looks, and what is looked at. Raises ``ConfigError`` for a part that is not there."""
-    if part == "own":
+    if part == OWN:
         return sides.own, sides.own
     if sides.read is None:
         raise ConfigError(
             f"--part {part}: the run's model reads and writes one sequence. Leave it out."
         )
-    return (sides.read if part == "read" else sides.own), sides.read
+    return (sides.read if part == READ else sides.own), sides.read
 
 
 def merge_layers(
@@ -148,7 +148,7 @@ def _with_mean(look: Look, place: int, title: str, rows: Sequence[str], shares: 
         rows=(*rows, "mean"),
         columns=look.keys,
         shares=np.concatenate([shares, shares.mean(0, keepdims=True)]),
-        marked=None if look.part == "cross" else place,
+        marked=None if look.part == CROSS else place,
         last_apart=True,
     )
 
