@@ -22,21 +22,20 @@ from torch import Tensor
 from lmscale.checkpoint.load import open_weights
 from lmscale.checkpoint.manifest import BUFFER
 from lmscale.checkpoint.places.place import LocalPlace
-from lmscale.checkpoint.weights_alone import Advance, commit_weights, write_weights
+from lmscale.checkpoint.weights_alone import Advance, write_weights
 from lmscale.config import RunConfig, dump_config, parse_config
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.evaluation.found import FoundRun
-from lmscale.files.atomic import write_bytes, write_json, writing
+from lmscale.exchange.weights_folder import Whence, commit_folder
+from lmscale.files.atomic import write_bytes, writing
 from lmscale.files.output_folder import new_folder
-from lmscale.files.run_files import CHECKPOINTS, CONFIG_FILE, MADE_FILE
+from lmscale.files.run_files import CHECKPOINTS, MADE_FILE
 from lmscale.model.lora import is_adapter, merging
-from lmscale.runs.continuation import identity_of
-from lmscale.runs.environment import collect_code, save_provenance
 from lmscale.runs.made import MADE, Made
 from lmscale.stream.ledger import has_read
-from lmscale.tokenizer.codec import KEPT_FOLDER, save_tokenizer
-from lmscale.tokenizer.kept_template import load_kept_template, save_template
+from lmscale.tokenizer.codec import KEPT_FOLDER
+from lmscale.tokenizer.kept_template import load_kept_template
 
 Read = Callable[[str], Tensor]
 
@@ -164,18 +163,15 @@ def write_made_run(
         written = write_weights(place, plan.shapes, value, advance)
         if written.infinite:
             raise CheckpointError(f"{found.name}: {written.infinite[0]} is not finite.")
-        commit_weights(
+        commit_folder(
             work,
             place,
             written,
-            identity=identity_of(plan.config, found.tokenizer.fingerprint),
-            state={MADE: made.to_json()},
+            config=plan.config,
+            tokenizer=found.tokenizer,
+            template=load_kept_template(found.folder),
+            whence=Whence(key=MADE, file=MADE_FILE, tree=made.to_json()),
         )
-        save_tokenizer(found.tokenizer, work / KEPT_FOLDER)
-        save_template(load_kept_template(found.folder), work / KEPT_FOLDER)
-        write_json(work / MADE_FILE, made.to_json())
-        save_provenance(work, plan.config, collect_code())
-        write_bytes(work / CONFIG_FILE, dump_config(with_absolute_places(plan.config)).encode())
         for name, text in beside.items():
             write_bytes(work / name, text.encode())
 

@@ -24,10 +24,9 @@ from lmscale.checkpoint.places.place import LocalPlace, Place
 from lmscale.checkpoint.weights_alone import (
     Advance,
     WrittenWeights,
-    commit_weights,
     write_weights,
 )
-from lmscale.config import RunConfig, dump_config
+from lmscale.config import RunConfig
 from lmscale.config.load import validate_tree
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError, DataError
@@ -37,15 +36,14 @@ from lmscale.exchange.import_files import SourceWeights, find_source_weights
 from lmscale.exchange.import_objective import Written, plan_objective
 from lmscale.exchange.import_plan import ImportPlan, check_copies, plan_import
 from lmscale.exchange.import_tokenizer import find_bos, read_tokenizer
-from lmscale.files.atomic import write_bytes, write_json, writing
+from lmscale.exchange.weights_folder import Whence, commit_folder
+from lmscale.files.atomic import write_bytes, writing
 from lmscale.files.output_folder import output_folder
 from lmscale.files.reading import sha256_file
-from lmscale.files.run_files import CHECKPOINTS, CONFIG_FILE, IMPORT_FILE
-from lmscale.runs.continuation import identity_of
-from lmscale.runs.environment import collect_code, save_provenance
+from lmscale.files.run_files import CHECKPOINTS, IMPORT_FILE
 from lmscale.runs.imports import IMPORTED, Imported
-from lmscale.tokenizer.codec import KEPT_FOLDER, Tokenizer, save_tokenizer
-from lmscale.tokenizer.kept_template import find_template, save_template
+from lmscale.tokenizer.codec import KEPT_FOLDER, Tokenizer
+from lmscale.tokenizer.kept_template import find_template
 from lmscale.tokenizer.named_ids import find_ends, find_named_ids
 
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
@@ -180,19 +178,15 @@ def write_run(plan: Import, out: Path, *, check: Callable[[Path], None], advance
         written = write_files(plan, place, advance)
         hashes = {path.name: sha256_file(path) for path in source_files(plan.weights)}
         origin = replace(plan.origin, files=hashes)
-        commit_weights(
+        commit_folder(
             work,
             place,
             written,
-            identity=identity_of(plan.config, plan.tokenizer.fingerprint),
-            state={IMPORTED: origin.to_json()},
+            config=plan.config,
+            tokenizer=plan.tokenizer,
+            template=plan.chat_template,
+            whence=Whence(key=IMPORTED, file=IMPORT_FILE, tree=origin.to_json()),
         )
-        save_tokenizer(plan.tokenizer, work / KEPT_FOLDER)
-        save_template(plan.chat_template, work / KEPT_FOLDER)
-        write_json(work / IMPORT_FILE, origin.to_json())
-        save_provenance(work, plan.config, collect_code())
-        config = dump_config(with_absolute_places(plan.config))
-        write_bytes(work / CONFIG_FILE, config.encode())
         text = render_continue(with_absolute_places(plan.config), has_drawn=bool(origin.drawn))
         write_bytes(work / CONTINUE_FILE, text.encode())
         check(work)
