@@ -13,6 +13,7 @@ import numpy as np
 from lmscale.config import RunConfig
 from lmscale.errors import ConfigError
 from lmscale.evaluation.beginnings import Beginning, Lengths
+from lmscale.evaluation.written import batch_tokens, choose_evenly
 from lmscale.files.printing import count_of
 from lmscale.metrics.chance import share_interval
 from lmscale.metrics.personal import find_personal, mask
@@ -162,7 +163,6 @@ def write_behind(
     from lmscale.config.kinds import Ability
     from lmscale.evaluation.answering import write_answers
     from lmscale.evaluation.prompts import Prompt
-    from lmscale.evaluation.written import batch_tokens
 
     sees_whole = Ability.PREFIX in loaded.config.objective.needs
     written = write_answers(
@@ -195,8 +195,7 @@ def search_shards(
     shards = [(each, number) for each in datasets for number in range(len(each.manifest.shards))]
     total = len(shards)
     if max_shards is not None:
-        count = min(max_shards, total)
-        shards = [shards[place * total // count] for place in range(count)]
+        shards = choose_evenly(shards, max_shards)
     for turn in range(0, len(shards), data.size):
         if turn + data.rank < len(shards):
             dataset, number = shards[turn + data.rank]
