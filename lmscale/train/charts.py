@@ -61,9 +61,8 @@ def _loss(config: RunConfig) -> dict[str, list[str]]:
     if len(config.stream.sources) > 1 and isinstance(config.objective, NextTokenConfig):
         charts["trained, every source"] = [f"train/{SOURCE_LOSS}/.*"]
     sets = config.evaluation.of_loop
-    if (
-        len(sets) > 1
-    ):  # in one chart: of a curve of three points alone TensorBoard's axis is too long
+    # In one chart: of a curve of three points alone TensorBoard's axis is too long.
+    if len(sets) > 1:
         charts["held out, every set"] = ["evaluation/.*/loss$"]
     if sets and "bits_per_byte" in config.objective.set_figures:
         charts["held out, bits per byte"] = ["evaluation/.*/bits_per_byte$"]
