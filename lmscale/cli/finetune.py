@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lmscale.finetune.base import Base
     from lmscale.finetune.plan import Plan
     from lmscale.finetune.survey import Survey
+    from lmscale.ranks.gpus import Gpus
 
 ConfigArgument = Annotated[
     Path,
@@ -65,7 +67,7 @@ def finetune(
     if problems := [*problems, *find_base_problems(asked, base.model)]:
         raise ConfigError(problems)
     survey = _survey(asked, base)
-    plan = _plan(asked, base, survey, has_gpu=find_gpus().count > 0)
+    plan = _plan(asked, base, survey, find_gpus())
     path, run = _write_plan(asked, plan, write, dry_run=dry_run)
     if dry_run:
         return
@@ -106,14 +108,16 @@ def _survey(config: FinetuneConfig, base: Base) -> Survey:
         )
 
 
-def _plan(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: bool) -> Plan:
+def _plan(config: FinetuneConfig, base: Base, survey: Survey, gpus: Gpus) -> Plan:
     from lmscale.finetune.checks import find_doubts
     from lmscale.finetune.plan import plan_run
     from lmscale.finetune.render import describe_survey
+    from lmscale.ranks.device import usual_precision
 
     for line in describe_survey(config, survey):
         say(line)
-    plan = plan_run(config, base, survey, has_gpu=has_gpu)
+    has_gpu, precision = gpus.count > 0, usual_precision(gpus.name)
+    plan = plan_run(config, base, survey, has_gpu=has_gpu, precision=precision)
     print_warnings(list(find_doubts(config, base.model, survey)))
     return plan
 
@@ -124,6 +128,7 @@ def _write_plan(
     """The file of the whole configuration, which is checked before it is told and written."""
     from lmscale.config import parse_config
     from lmscale.files.atomic import write_bytes, writing
+    from lmscale.finetune.changes import find_changed_wishes
     from lmscale.finetune.checks import find_other_data
     from lmscale.finetune.render import describe_plan, render_plan
     from lmscale.runs.beginnings import check_start
@@ -133,7 +138,7 @@ def _write_plan(
     run = parse_config(text, name=f"the run that is planned, with its settings ({path})")
     if problems := find_other_data(run.corpus):
         raise ConfigError(problems)
-    check_start(run)
+    check_start(run, partial(find_changed_wishes, config))
     for line in describe_plan(config, plan):
         say(line)
     if not dry_run or write:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
 from lmscale.cli.init_plan import CORE_FLOPS, GPU_SHARE, UNKNOWN_GPU_FLOPS, Device
 from lmscale.errors import ConfigError
-from lmscale.ranks.device import cpu_name, num_cores, peak_tflops
+from lmscale.ranks.device import cpu_name, num_cores, peak_tflops, usual_precision
 from lmscale.ranks.gpus import GPU_MEMORY, find_gpus
 
 HERE = "this machine's"
@@ -38,7 +37,7 @@ def plan_device(gpus: str | None) -> Device:
             ranks=1,
             memory_bytes=memory // 2,  # others live there, too
             flops=CORE_FLOPS * cores,
-            precision="bf16" if _has_bf16_units() else "fp32",
+            precision=usual_precision(""),
             described=f"{cpu_name()}, {cores} cores, {memory / 2**30:.0f} GiB",
             is_gpu=False,
         )
@@ -56,7 +55,7 @@ def plan_device(gpus: str | None) -> Device:
         ranks=count,
         memory_bytes=memory,
         flops=count * ((peak or fp16 or 0) * 1e12 * GPU_SHARE or UNKNOWN_GPU_FLOPS),
-        precision="fp16" if fp16 and not peak else "bf16",
+        precision=usual_precision(kind),
         described=f"{count} × {kind}, {memory / 2**30:.0f} GiB each",
         is_gpu=True,
     )
@@ -83,12 +82,3 @@ def _memory_of(kind: str) -> int:
             "as 8x24GB."
         )
     return known * 2**30
-
-
-def _has_bf16_units() -> bool:
-    """Whether this CPU multiplies bf16 faster than fp32; lmscale doctor measures it."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return bool(re.search(r"\b(?:avx512_bf16|amx_bf16|bf16)\b", flags))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lmscale.config.corpus import CorpusConfig
 from lmscale.config.finetune import FinetuneConfig
@@ -37,7 +37,7 @@ def find_data_problems(config: FinetuneConfig, survey: Survey) -> Iterator[str]:
                 yield (
                     f"data.{name}: {_list(unseen)} (the first at {where}) is no label of the "
                     f"training {of}s, which have {_list([n for n, c in taught.items() if c])}. "
-                    f"Add {of}s with it to data.train, or remove it."
+                    f"Add {of}s with it to data.train, or {_advise(unseen, taught)}."
                 )
         if never := [name for name in lacking if name not in seen]:
             yield (
@@ -87,6 +87,7 @@ def find_doubts(config: FinetuneConfig, model: ModelConfig, survey: Survey) -> I
             f"the longest document has {train.most:,} tokens, and the base has learned with "
             f"{positions:,}: farther positions are new to it"
         )
+    yield from _find_doubtful_names(config, survey)
     if survey.names and config.task == "classes":
         name = most_frequent(survey)
         share = share_of(survey, "train", name)
@@ -95,6 +96,39 @@ def find_doubts(config: FinetuneConfig, model: ModelConfig, survey: Survey) -> I
                 f"{quote(name)} is the class of {100 * share:.0f} % of the training documents: "
                 "judge by more than accuracy"
             )
+
+
+def _find_doubtful_names(config: FinetuneConfig, survey: Survey) -> Iterator[str]:
+    """Names that are one, perhaps, and those of which hardly anything can be learned."""
+    of = "word" if config.task == "tags" else "document"
+    counts = survey.counts("train")
+    for alike in find_alike(survey.names):
+        told = ", ".join(f"{quote(name)} ({count_of(counts[name], of)})" for name in alike)
+        yield (
+            f"{told} differ by case or white space alone, and are learned as different ones: write "
+            "them alike in the files if they are one"
+        )
+    if single := [name for name, count in counts.items() if count == 1]:
+        yield f"of {_list(single)} there is a single training {of}: little can be learned of it"
+
+
+def find_alike(names: Sequence[str]) -> list[list[str]]:
+    """Names that differ by case or white space alone, those that are alike together."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_plain(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _plain(name: str) -> str:
+    return "".join(name.split()).casefold()
+
+
+def _advise(unseen: Sequence[str], taught: Mapping[str, int]) -> str:
+    """What to do with names that training does not have: one of its own may be meant."""
+    own = {_plain(name): name for name, count in taught.items() if count}
+    meant = [quote(own[_plain(name)]) for name in unseen if _plain(name) in own]
+    return f"write {', '.join(meant)} in its place" if meant else "remove it"
 
 
 def most_frequent(survey: Survey) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from lmscale.config.finetune import FinetuneConfig
 from lmscale.config.model_base import ModelConfig
 from lmscale.config.objective import OBJECTIVES
 from lmscale.config.objective_base import ObjectiveConfig
-from lmscale.config.supervised import LabelledConfig
+from lmscale.config.supervised import BALANCED, LabelledConfig
 from lmscale.errors import ConfigError, LmscaleError
 from lmscale.files.strangers import quote
 from lmscale.finetune.base import Base
@@ -21,8 +23,10 @@ from lmscale.finetune.tasks import TASKS, find_base_problems, is_labelled
 from lmscale.finetune.trainable import find_frozen
 from lmscale.finetune.trees import Tree, merge, spread
 from lmscale.runs.taken_over import learns_the_same
+from lmscale.stream.class_balance import balance
 
 LEAST_PATIENCE = 4  # evaluations: two epochs
+MAX_WEIGHTS = 20  # of classes, that are shown
 DROPOUT = 0.1  # of BERT, GPT-1, T5 and BART, all of them when they were fine-tuned
 
 
@@ -38,8 +42,17 @@ class Plan:
     """Section of the tree → why it is as it is."""
 
 
-def plan_run(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: bool) -> Plan:
-    """Raises ``ConfigError`` with everything by which base, data and task do not fit together."""
+def plan_run(
+    config: FinetuneConfig,
+    base: Base,
+    survey: Survey,
+    *,
+    has_gpu: bool,
+    precision: str = "fp32",
+) -> Plan:
+    """``precision``: what the device here is fast in. Raises ``ConfigError`` with everything by
+    which base, data and task do not fit together.
+    """
     unfit = list(find_base_problems(config, base.model))
     problems = [*unfit, *find_data_problems(config, survey)]
     if unfit or not all(part.documents for part in survey.parts.values()):
@@ -55,11 +68,7 @@ def plan_run(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: boo
     except LmscaleError as error:
         problems += error.problems
     measured = _list_figures(config, objective)
-    if config.early_stopping.metric not in ("", *measured):
-        problems.append(
-            f"early_stopping.metric: {quote(config.early_stopping.metric)} is none of the held-out "
-            f"figures of {config.task}: {', '.join(measured)}."
-        )
+    problems += _find_metric_problems(config, measured)
     if problems:
         raise ConfigError(problems)
     sizes = plan_sizes(
@@ -79,7 +88,7 @@ def plan_run(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: boo
         "model": model | _plan_length(base.model, sizes),
         "objective": objective.model_dump(mode="json", exclude_defaults=True)
         | {"name": config.task},
-        "engine": _plan_engine(config, rate, sizes, has_gpu=has_gpu),
+        "engine": _plan_engine(config, rate, sizes, precision),
         **_plan_loop(config, sizes, frozen, f"evaluation/heldout/{figure}", survey),
     }
     if not base.model.max_positions:
@@ -87,6 +96,7 @@ def plan_run(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: boo
     reasons = _explain(config, sizes, why, figure) | {
         "run": [_explain_base(base)],
         "model": [_explain_model(base, objective)],
+        "objective": _explain_weights(objective, survey),
     }
     return Plan(
         tree=merge(tree, spread(config.settings)),
@@ -141,6 +151,15 @@ def _find_pair_problems(
     return []
 
 
+def _find_metric_problems(config: FinetuneConfig, measured: Sequence[str]) -> list[str]:
+    if config.early_stopping.metric in ("", *measured):
+        return []
+    return [
+        f"early_stopping.metric: {quote(config.early_stopping.metric)} is none of the held-out "
+        f"figures of {config.task}: {', '.join(measured)}."
+    ]
+
+
 def _list_figures(config: FinetuneConfig, objective: ObjectiveConfig) -> list[str]:
     """Those of held-out sets, what the task is judged by first."""
     measured = (*objective.set_figures, *objective.held_out)
@@ -187,10 +206,10 @@ def _plan_length(model: ModelConfig, sizes: Sizes) -> Tree:
     return {"max_positions": max(model.max_positions or 0, sizes.sequence_length)}
 
 
-def _plan_engine(config: FinetuneConfig, rate: float, sizes: Sizes, *, has_gpu: bool) -> Tree:
+def _plan_engine(config: FinetuneConfig, rate: float, sizes: Sizes, precision: str) -> Tree:
     decay = 0.0 if config.trainable.kind == "lora" else 0.01
     return {
-        "precision": "bf16" if has_gpu else "fp32",
+        "precision": precision,
         "optimizer": {"lr": rate, "betas": [0.9, 0.999], "weight_decay": decay},
         "schedule": {
             "kind": "linear",
@@ -248,6 +267,17 @@ def _explain_model(base: Base, objective: ObjectiveConfig) -> str:
     if learns_the_same(objective, base.learned):
         return "the base's own section, whose layers for the task go on: it has learned the same"
     return "the base's own section; its layers for a task are another one's, and begin anew"
+
+
+def _explain_weights(objective: ObjectiveConfig, survey: Survey) -> list[str]:
+    """What ``balanced`` comes to, by the files; the run counts its shards, which hold the same."""
+    if getattr(objective, "class_weights", None) != BALANCED:
+        return []
+    counts = survey.counts("train")
+    weights = balance(np.array([*counts.values()]))
+    named = [f"{n} {w:.4g}" for n, w in zip(counts, weights, strict=True)]
+    more = ", …" if len(named) > MAX_WEIGHTS else ""
+    return [f"{', '.join(named[:MAX_WEIGHTS])}{more}: balanced, by the training files"]
 
 
 def _explain(config: FinetuneConfig, sizes: Sizes, why: str, figure: str) -> dict[str, list[str]]:

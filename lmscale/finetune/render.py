@@ -67,6 +67,8 @@ def describe_plan(config: FinetuneConfig, plan: Plan) -> Iterator[str]:
         f"some {sizes.documents_per_step:.3g} documents each: {plan.reasons['train'][0]}"
     )
     yield f"rate      {rate:g}, {plan.reasons['engine'][1]}"
+    for weights in plan.reasons["objective"]:
+        yield f"weights   {weights}"
     yield f"judged by {plan.metric.rpartition('/')[2]}; {plan.reasons['evaluation'][0]}"
 
 

@@ -225,6 +225,25 @@ def faster_precision(rates: Mapping[str, float]) -> str:
     return max(("bf16", "fp32"), key=lambda name: rates[name])
 
 
+def usual_precision(gpu: str) -> str:
+    """What to train in on a GPU of this name, or, where it is empty, on this CPU, as its flags tell
+    without torch; ``lmscale doctor`` measures it (``faster_precision``).
+    """
+    if not gpu:
+        return "bf16" if _has_bf16_units() else "fp32"
+    has_fp16_alone = peak_tflops(gpu, "fp16") and not peak_tflops(gpu, "bf16")
+    return "fp16" if has_fp16_alone else "bf16"
+
+
+def _has_bf16_units() -> bool:
+    """Whether this CPU multiplies bf16 faster than fp32, by what Linux says of it."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return bool(re.search(r"\b(?:avx512_bf16|amx_bf16|bf16)\b", flags))
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory used so far: the allocator's on CUDA, the resident set on the CPU."""
     if device.type == "cuda":

@@ -5,6 +5,7 @@ Only looks, before a rank starts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from lmscale.config.kinds import Ability
@@ -24,11 +25,17 @@ from lmscale.runs.taken_over import find_differences, read_alone, read_source
 MAX_NAMED = 8
 
 
-def check_start(config: RunConfig) -> None:
-    """Raise ``ConfigError`` where the run of ``config`` can neither begin nor go on."""
+def check_start(
+    config: RunConfig,
+    find_going_on: Callable[[RunConfig], list[str]] = find_continuation_problems,
+) -> None:
+    """Raise ``ConfigError`` where the run of ``config`` can neither begin nor go on.
+
+    ``find_going_on``: why it cannot go on, where a person has written other keys than its own.
+    """
     check_folder(config.folder, config)
     problems = [
-        *find_continuation_problems(config),
+        *find_going_on(config),
         *find_source_problems(config),
         *find_teacher_problems(config),
     ]

@@ -25,6 +25,7 @@ from lmscale.corpus.survey import Survey
 from lmscale.errors import ConfigError
 from lmscale.model.family import account_model
 from lmscale.ranks import gpus
+from lmscale.ranks.device import usual_precision
 
 SIZES = [10**4, 10**6, 10**8, 10**10, 10**13]
 
@@ -190,5 +191,6 @@ def test_without_gpus_the_cpu_is_planned_for(monkeypatch):
     for given in (None, "0"):
         device = plan_device(given)
         assert (device.ranks, device.is_gpu) == (1, False)
+        assert device.precision == usual_precision("")
     with pytest.raises(ConfigError, match="8xH100"):
         plan_device("8")

@@ -21,7 +21,7 @@ from lmscale.finetune.base import Base
 from lmscale.finetune.checks import find_doubts
 from lmscale.finetune.plan import plan_run
 from lmscale.finetune.recipe import plan_rate
-from lmscale.finetune.render import render_plan
+from lmscale.finetune.render import describe_plan, render_plan
 from lmscale.finetune.survey import Part, Survey, sort_names
 from lmscale.finetune.tasks import find_task_problems
 from lmscale.finetune.trees import spread
@@ -169,6 +169,37 @@ def test_every_label_without_examples_is_told_at_once():
         "data.heldout: 'odd' (the first at file:2) is no label of the training documents" in first
     )
     assert "data.label_names: the class 'never' has no document in data.train" in second
+
+
+def test_a_name_that_training_writes_otherwise_is_told_with_the_one_that_is_meant():
+    found = survey(
+        ("bad", "good", "Good "),
+        train=part(counts=(200, 200, 0)),
+        heldout=part(100, counts=(50, 40, 10)),
+    )
+    with pytest.raises(ConfigError, match="or write 'good' in its place"):
+        plan_run(asked(), base_of(), found, has_gpu=False)
+    both = survey(("bad", "good", "Good "), train=part(400, counts=(200, 199, 1)))
+    plan_run(asked(), base_of(), both, has_gpu=False)
+    alike, single = [each for each in find_doubts(asked(), base_of().model, both)]
+    assert alike.startswith("'good' (199 documents), 'Good ' (1 document) differ by case")
+    assert single.startswith("of 'Good ' there is a single training document")
+
+
+def test_what_balances_the_classes_is_told_before_the_run():
+    config = asked(settings={"objective.class_weights": "balanced"})
+    found = survey(train=part(counts=(300, 100)))
+    plan = plan_run(config, base_of(), found, has_gpu=False)
+    (line,) = [line for line in describe_plan(config, plan) if line.startswith("weights")]
+    assert line == "weights   bad 0.6667, good 2: balanced, by the training files"
+    assert "# bad 0.6667, good 2: balanced" in render_plan(config, plan)
+    plain = plan_run(asked(), base_of(), found, has_gpu=False)
+    assert not any(line.startswith("weights") for line in describe_plan(asked(), plain))
+
+
+def test_a_run_computes_in_what_the_machine_is_fast_in():
+    plan = plan_run(asked(), base_of(), survey(), has_gpu=False, precision="bf16")
+    assert parse_config(render_plan(asked(), plan)).engine.precision == "bf16"
 
 
 def test_one_class_alone_teaches_nothing():
