@@ -23,6 +23,7 @@ LAYERS = (
     "shards",  # documents → tar shards of tokens
     "stream",  # shards → the global order of samples → micro-batches
     "finetune",  # a base, labelled files and a task → the configuration of a run
+    "plan",  # a configuration and a machine → what the run will need
     "model",  # tokens → hidden states; knows no data
     "metrics",  # answers and what they should have been → counts and figures
     "objective",  # a micro-batch and a model → sums and their counts
@@ -60,6 +61,7 @@ VENDORS = {
 # What must load without torch: planning and launching happen on login nodes.
 TORCH_FREE = (
     *("errors", "layers", "files", "config", "watch", "runs"),
-    *("tasks", "corpus", "tokenizer", "shards", "stream", "finetune", "metrics", "history"),
+    *("tasks", "corpus", "tokenizer", "shards", "stream", "finetune", "plan", "metrics"),
+    "history",
 )
-LAUNCHER_MAY_IMPORT = ("errors", "files", "config", "ranks", "watch", "runs")
+LAUNCHER_MAY_IMPORT = ("errors", "files", "config", "ranks", "watch", "runs", "plan")

@@ -7,8 +7,9 @@ import re
 
 from lmscale.cli.init_plan import CORE_FLOPS, GPU_SHARE, UNKNOWN_GPU_FLOPS, Device
 from lmscale.errors import ConfigError
+from lmscale.ranks.accelerators import ACCELERATORS, find_accelerator
 from lmscale.ranks.device import cpu_name, num_cores, peak_tflops, usual_precision
-from lmscale.ranks.gpus import GPU_MEMORY, find_gpus
+from lmscale.ranks.gpus import find_gpus
 
 HERE = "this machine's"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMbBgG]?)")
@@ -73,12 +74,10 @@ def _memory_of(kind: str) -> int:
     match = re.search(r"(\d{1,4})\s*G(?:i?B)?\b", kind, re.IGNORECASE)
     if match:
         return int(match[1]) * 2**30
-    names = {name: rf"(?<![a-z0-9]){re.escape(name.lower())}(?![0-9])" for name in GPU_MEMORY}
-    found = (name for name, pattern in names.items() if re.search(pattern, kind.lower()))
-    known = GPU_MEMORY.get(next(found, ""))
-    if known is None:
+    row = find_accelerator(kind)
+    if row is None or row.memory_gib is None:
+        known = ", ".join(row.key for row in ACCELERATORS if row.memory_gib)
         raise ConfigError(
-            f"--gpus {kind}: its memory is not known; known are {', '.join(GPU_MEMORY)}. Give it "
-            "as 8x24GB."
+            f"--gpus {kind}: its memory is not known; known are {known}. Give it as 8x24GB."
         )
-    return known * 2**30
+    return row.memory_gib * 2**30

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmscale.errors import ConfigError, TransientError
+from lmscale.ranks.accelerators import find_accelerator
 from lmscale.ranks.quota import read_quota
 from lmscale.ranks.ranks import Ranks
 
@@ -25,40 +26,6 @@ if TYPE_CHECKING:
 
 GPUS_VARIABLE = "LMSCALE_GPUS_PER_NODE"
 _LIST_SECONDS = 30.0
-# Peak dense TFLOP/s, without sparsity, from the makers' data sheets: with 16-bit inputs (bf16 and
-# fp16 alike unless said) and fp32 accumulation; and in fp32 outside the tensor cores, because
-# lmscale leaves TF32 off. The first pattern that matches the device's name counts, so the narrower
-# ones stand first.
-_PEAKS = (
-    (r"GB200", 2500.0, 80.0),  # NVIDIA GB200 NVL72: 5,000 sparse a GPU
-    (r"GB300", 2500.0, None),
-    (r"\bB300", 2250.0, None),  # NVIDIA HGX B300
-    (r"\bB200", 2250.0, 80.0),  # NVIDIA HGX B200: 4,500 sparse
-    (r"\bB100", 1750.0, 80.0),  # NVIDIA HGX B100: 3,500 sparse
-    (r"\bH200.*NVL", 835.0, 67.0),  # H200 data sheet: NVL 1,671 sparse
-    (r"\bGH200|\bH200", 989.0, 67.0),  # H200 data sheet: SXM 1,979 sparse
-    (r"\bH100.*PCIe", 756.0, 51.0),  # H100 data sheet: PCIe 1,513 sparse
-    (r"\bH100.*NVL", 835.0, 67.0),  # H100 data sheet: NVL 1,671 sparse a GPU
-    (r"\bH100|\bH800", 989.0, 67.0),  # H100 data sheet: SXM 1,979 sparse
-    (r"\bH20\b", 148.0, None),  # NVIDIA H20
-    (r"\bA100|\bA800", 312.0, 19.5),  # A100 data sheet
-    (r"\bA40\b", 149.7, None),  # A40 data sheet
-    (r"\bA30\b", 165.0, None),  # A30 data sheet
-    (r"\bA10G", 70.0, None),  # AWS: 140 sparse
-    (r"\bA10\b", 125.0, None),  # A10 data sheet
-    (r"\bL40S", 362.0, 91.6),  # L40S data sheet: 733 sparse
-    (r"\bL40\b", 181.0, None),  # L40 data sheet: 362 sparse
-    (r"\bL4\b", 121.0, None),  # L4 data sheet: 242 sparse
-    (r"RTX 6000 Ada", 182.1, None),  # Ada white paper, fp32 accumulation
-    (r"RTX 5090", 209.5, None),  # Blackwell RTX white paper, fp32 accumulation
-    (r"RTX 4090", 165.2, 82.6),  # Ada white paper, appendix A, fp32 accumulation
-    (r"RTX 3090\b", 71.0, None),  # GA102 white paper, fp32 accumulation
-    (r"\bMI300X", 1307.0, None),  # AMD MI300X data sheet
-    (r"\bMI250X", 383.0, None),  # AMD MI250X data sheet
-    (r"\bV100", 125.0, 15.7),  # V100 SXM2 data sheet (PCIe: 112); fp16 only
-    (r"\bT4\b", 65.0, 8.1),  # T4 data sheet; fp16 only
-)
-_WITHOUT_BF16 = r"\bV100|\bT4\b"
 
 
 def peak_tflops(name: str, precision: str) -> float | None:
@@ -66,12 +33,10 @@ def peak_tflops(name: str, precision: str) -> float | None:
 
     ``precision`` is bf16, fp16 or fp32. CPUs are never in it.
     """
-    if precision == "bf16" and re.search(_WITHOUT_BF16, name, re.I):
+    row = find_accelerator(name)
+    if row is None or (precision == "bf16" and not row.has_bf16):
         return None
-    for pattern, peak_16_bit, peak_fp32 in _PEAKS:
-        if re.search(pattern, name, re.I):
-            return peak_fp32 if precision == "fp32" else peak_16_bit
-    return None
+    return row.peak_fp32 if precision == "fp32" else row.peak_16_bit
 
 
 def select_device(ranks: Ranks) -> torch.device:

@@ -14,34 +14,6 @@ from pathlib import Path
 ASK_SECONDS = 120.0  # to load torch from a slow disk
 # What a driver puts there: NVIDIA's, AMD's, and Windows' for WSL.
 _DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
-# GiB of a GPU by its maker's data sheet; the narrower names stand first.
-GPU_MEMORY = {
-    "GH200": 96,
-    "H200": 141,
-    "H100": 80,
-    "H800": 80,
-    "H20": 96,
-    "B200": 180,
-    "B100": 192,
-    "A100-40": 40,
-    "A100": 80,
-    "A800": 80,
-    "A6000": 48,
-    "A40": 48,
-    "A30": 24,
-    "A10": 24,
-    "L40": 48,
-    "L4": 24,
-    "V100-16": 16,
-    "V100": 32,
-    "T4": 16,
-    "6000 Ada": 48,
-    "5090": 32,
-    "4090": 24,
-    "3090": 24,
-    "MI300X": 192,
-    "MI250X": 64,
-}
 _ASK = """
 import json, torch
 cards = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
