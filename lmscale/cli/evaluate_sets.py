@@ -94,7 +94,11 @@ def _score(
     from lmscale.cli.scoring_ranks import shown
     from lmscale.evaluation import perplexity
     from lmscale.evaluation.baseline import plan_keys, score_set
-    from lmscale.evaluation.held_out import open_evaluation_sets, warn_of_other_writing
+    from lmscale.evaluation.held_out import (
+        open_evaluation_sets,
+        warn_of_other_writing,
+        warn_of_replaced,
+    )
     from lmscale.objective.objective import build_scoring
     from lmscale.ranks.collectives import failing_together
     from lmscale.ranks.mesh import plan_mesh
@@ -108,6 +112,7 @@ def _score(
         )
     if (run / RECORD).exists() and ranks.is_first:
         warn_of_other_writing(datasets, config.folder, bos_id=loaded.bos_id)
+        warn_of_replaced(datasets, run)
     baseline = sets.baseline
     plan = perplexity.plan_evaluation(
         config,

@@ -96,7 +96,11 @@ def _write_sets(
     loaded: LoadedRun, choice: WrittenChoice, ranks: Ranks, stop: StopRequests
 ) -> dict[str, WrittenSet]:
     from lmscale.cli.scoring_ranks import shown
-    from lmscale.evaluation.held_out import open_evaluation_sets, warn_of_other_writing
+    from lmscale.evaluation.held_out import (
+        open_evaluation_sets,
+        warn_of_other_writing,
+        warn_of_replaced,
+    )
     from lmscale.evaluation.written import MAX_TOKENS, check_templates, read_pairs, write_set
     from lmscale.ranks.collectives import failing_together
     from lmscale.ranks.mesh import plan_mesh
@@ -113,6 +117,7 @@ def _write_sets(
         check_templates(loaded.config.folder, datasets)
     if (loaded.config.folder / RECORD).exists() and ranks.is_first:
         warn_of_other_writing(datasets, loaded.config.folder, bos_id=loaded.bos_id)
+        warn_of_replaced(datasets, loaded.config.folder)
     poll = StopPoll(stop.requested)
     stop.wait_to_be_asked()
     sets = {}

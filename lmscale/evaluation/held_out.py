@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lmscale.config import RunConfig
 from lmscale.errors import ConfigError, DataError
+from lmscale.runs.held_out_sets import find_replaced
 from lmscale.runs.run_folder import load_run_config
 from lmscale.stream.dataset import Dataset, open_datasets
 from lmscale.tokenizer.codec import load_kept_tokenizer
@@ -80,6 +81,16 @@ def find_other_templates(datasets: Mapping[str, Dataset], run: Path) -> list[str
         for name, dataset in datasets.items()
         if dataset.shape.has_turns and dataset.manifest.chat_template != kept
     ]
+
+
+def warn_of_replaced(datasets: Mapping[str, Dataset], run: Path) -> None:
+    """Name the sets whose shards are other ones than those that the run itself has measured."""
+    fingerprints = {name: dataset.manifest.fingerprint for name, dataset in datasets.items()}
+    for replaced in find_replaced(run, fingerprints):
+        logger.warning(
+            "%s: these figures are of other texts, and say nothing beside the run's own.",
+            replaced.described,
+        )
 
 
 def warn_of_other_writing(

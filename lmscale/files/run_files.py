@@ -35,6 +35,7 @@ ATTEMPTS_FILE = "attempts.jsonl"  # what every attempt did with its time
 LEDGER_FILE = "ledger.jsonl"  # which samples every step used
 IMPORT_FILE = "import.json"  # of a folder that was imported: what its weights were
 MADE_FILE = "made.json"  # of a folder of weights that were made of another run's
+HELD_OUT_FILE = "held_out.jsonl"  # which shards its held-out sets are
 METRICS_FILE = "metrics.jsonl"  # the figures that a run shows
 TASKS_FILE = "tasks.jsonl"  # those of tasks that others than its ranks have measured
 

@@ -115,6 +115,12 @@ class _Export(BaseModel):
     state: Text
 
 
+class _HeldOut(BaseModel):
+    step: Count
+    time: Instant
+    sets: dict[Text, Text]
+
+
 class _TaskFigures(BaseModel):
     step: Count
     time: Instant
@@ -161,6 +167,7 @@ ATTEMPT = TypeAdapter[Any](
     ]
 )
 EXPORT = TypeAdapter[Any](_Export)
+HELD_OUT = TypeAdapter[Any](_HeldOut)
 WATCH, RESUME, REWIND, FAULT, STEP, STUDENT, SUBMISSION, TASK_FIGURES = map(
     TypeAdapter[Any], (_Watch, _Resume, _Rewind, _Fault, _Step, _Student, _Submission, _TaskFigures)
 )

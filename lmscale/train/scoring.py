@@ -33,6 +33,7 @@ from lmscale.stream.dataset import Dataset
 from lmscale.train.assemble import Run
 from lmscale.train.early_stop import tell_unmeasured
 from lmscale.train.labelled_pages import show_labelled
+from lmscale.train.replaced_sets import take_up_sets
 from lmscale.train.task_scoring import TaskScorer, open_task_scorer
 from lmscale.train.votes import StopPoll
 
@@ -243,6 +244,8 @@ def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Itera
             )
             for dataset in datasets.values():
                 stack.callback(dataset.close)
+            if run.ranks.is_first:
+                take_up_sets(run, datasets)
             if datasets:
                 plan = plan_evaluation(run.config, run.tokenizer, max_windows=None)
         if run.ranks.is_first:
