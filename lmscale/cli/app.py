@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from difflib import get_close_matches
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 import lmscale
-from lmscale.cli import checkpoint, config, corpus, launch, shards, show, stream, suite, tokenizer
+from lmscale.cli import (
+    checkpoint,
+    config,
+    corpus,
+    launch,
+    plan,
+    shards,
+    show,
+    stream,
+    suite,
+    tokenizer,
+)
 from lmscale.cli.answer import answer
 from lmscale.cli.chat import chat
 from lmscale.cli.compare import compare
@@ -21,6 +30,7 @@ from lmscale.cli.evaluate import evaluate
 from lmscale.cli.export import export
 from lmscale.cli.finetune import finetune
 from lmscale.cli.generate import generate
+from lmscale.cli.groups import HintingGroup
 from lmscale.cli.import_ import app as import_app
 from lmscale.cli.init import init
 from lmscale.cli.probe import app as probe_app
@@ -38,6 +48,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "stream": stream.app,
     "checkpoint": checkpoint.app,
     "import": import_app,
+    "plan": plan.app,
     "train": train,
     "finetune": finetune,
     "suite": suite.app,
@@ -59,26 +70,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "demo": demo,
 }
 
-
-class HintingGroup(TyperGroup):
-    """Answers a word that is no command of its own with commands of that name in other groups."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        word = args[0]
-        if not (word.startswith("-") or get_close_matches(word, self.commands)):
-            paths = list(_list_commands(ctx.find_root().command, "lmscale"))
-            names = {path.rpartition(" ")[2] for path in paths}
-            near = get_close_matches(word, names, cutoff=0.8)
-            if meant := [repr(path) for path in paths if path.rpartition(" ")[2] in near[:1]]:
-                ctx.fail(f"No such command {word!r}. Did you mean {' or '.join(meant)}?")
-        return super().resolve_command(ctx, args)
-
-
-def _list_commands(group: Any, path: str) -> Iterator[str]:
-    """The words of every command below, those of groups as well."""
-    for name, command in getattr(group, "commands", {}).items():
-        yield f"{path} {name}"
-        yield from _list_commands(command, f"{path} {name}")
+GROUPS = {"plan": plan.PlanGroup}  # of another class than the others
 
 
 class FlowGroup(HintingGroup):
@@ -118,6 +110,6 @@ def root(
 
 for _name, _command in COMMANDS.items():
     if isinstance(_command, typer.Typer):
-        app.add_typer(_command, name=_name, cls=HintingGroup)
+        app.add_typer(_command, name=_name, cls=GROUPS.get(_name, HintingGroup))
     else:
         app.command(_name)(_command)

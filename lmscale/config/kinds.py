@@ -81,7 +81,7 @@ class Kinds(Generic[Kind]):
         """
         own = self.own.get(name) if isinstance(name, str) else None
         installed = {entry.value: entry for entry in _installed(self.group) if entry.name == name}
-        values = list(dict.fromkeys([_place_of(own), *installed])) if own else list(installed)
+        values = list(dict.fromkeys([place_of(own), *installed])) if own else list(installed)
         if len(values) > 1:
             raise ValueError(
                 f"{name!r} is the name of several kinds, {' and '.join(values)} "
@@ -160,8 +160,14 @@ class Kinds(Generic[Kind]):
 def import_implementation(section: KindSection, expected: type[Implementation]) -> Implementation:
     """What a section's ``implementation``, module:NAME, names. Raises ``ConfigError``."""
     place = section.implementation
+    return import_named(place, expected, f"The implementation {place} of {place_of(type(section))}")
+
+
+def import_named(place: str, expected: type[Implementation], where: str) -> Implementation:
+    """What ``place``, module:NAME, names; ``where`` is how a message calls it. Raises
+    ``ConfigError``.
+    """
     module, _, name = place.partition(":")
-    where = f"The implementation {place} of {_place_of(type(section))}"
     try:
         implementation = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -178,5 +184,5 @@ def _installed(group: str) -> EntryPoints:
     return entry_points(group=group)
 
 
-def _place_of(section: type[Section]) -> str:
+def place_of(section: type[Section]) -> str:
     return f"{section.__module__}:{section.__qualname__}"

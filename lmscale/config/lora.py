@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
 
 from pydantic import Field, NonNegativeInt
 
 from lmscale.config.base import Section
+from lmscale.errors import ConfigError
 
 MAX_RANK = 2**16
 
@@ -45,3 +47,33 @@ class LoraConfig(Section):
             return 0.0
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+def choose_matrices(names: Collection[str], lora: LoraConfig) -> set[str]:
+    """Those of a model's matrices, by the names of their modules, that ``lora`` gives adapters.
+
+    Raises ``ConfigError`` with every problem.
+    """
+    if not names:
+        raise ConfigError(
+            f"model.lora.rank = {lora.rank}, but the model has no matrix that is made of lmscale's "
+            "Linear, which alone can have adapters. Leave model.lora out."
+        )
+    chosen = set() if lora.targets else {*names}
+    problems = []
+    for target in lora.targets:
+        named = {name for name in names if _is_named(name, target)}
+        chosen |= named
+        if not named:
+            short = dict.fromkeys(name.rpartition(".")[2] for name in names)
+            problems.append(
+                f"model.lora.targets: no matrix is named {target!r}, nor does it match one's whole "
+                f"name, such as {next(iter(names))}. There are: {', '.join(short)}."
+            )
+    if problems:
+        raise ConfigError(problems)
+    return chosen
+
+
+def _is_named(name: str, target: str) -> bool:
+    return name.rpartition(".")[2] == target or fnmatchcase(name, target)

@@ -94,6 +94,7 @@ class DecoderConfig(ModelConfig):
 
     offers = frozenset({Ability.CAUSAL, Ability.PREFIX, Ability.CLASSES})
     implementation = "lmscale.model.decoder:DECODER"
+    planning = "lmscale.plan.families.decoder:DECODER"
     free = frozenset({"activation_checkpoint_every", "attention", "dropout", "segments"})
     later = frozenset(
         ("rope_scaling", "qkv_bias", "sliding_windows", "attention_softcap", "logit_softcap", "mup")

@@ -52,6 +52,10 @@ class ModelConfig(KindSection):
 
     offers: ClassVar[frozenset[Ability]] = frozenset()
     """What the family's models offer to an objective."""
+    planning: ClassVar[str] = ""
+    """``module:NAME`` of a ``PlannedFamily`` (lmscale/plan/families): what `lmscale plan` knows of
+    the family's parameters and operators. Empty: nothing.
+    """
     later = frozenset({"lora"})
 
     family: str

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmscale.config.lora import LoraConfig
-from lmscale.errors import ConfigError
+from lmscale.config.lora import LoraConfig, choose_matrices
 from lmscale.model.initialize import Declared, Linear
 
 A = "lora_a"  # the rows of A of all parts, [parts · rank, inputs]
@@ -71,32 +69,11 @@ def add_adapters(model: nn.Module, lora: LoraConfig, begins_anew: Callable[[str]
         for name, module in model.named_modules()
         if isinstance(module, Linear) and not begins_anew(f"{name}.weight")
     }
-    if not matrices:
-        raise ConfigError(
-            f"model.lora.rank = {lora.rank}, but {type(model).__name__} has no matrix that is made "
-            "of lmscale's Linear, which alone can have adapters. Leave model.lora out."
-        )
-    chosen = set() if lora.targets else {*matrices}
-    problems = []
-    for target in lora.targets:
-        named = {name for name in matrices if _is_named(name, target)}
-        chosen |= named
-        if not named:
-            short = dict.fromkeys(name.rpartition(".")[2] for name in matrices)
-            problems.append(
-                f"model.lora.targets: no matrix is named {target!r}, nor does it match one's whole "
-                f"name, such as {next(iter(matrices))}. There are: {', '.join(short)}."
-            )
-    if problems:
-        raise ConfigError(problems)
+    chosen = choose_matrices(matrices, lora)
     for name in matrices:
         if name in chosen:
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, Adapted(matrices[name], lora))
-
-
-def _is_named(name: str, target: str) -> bool:
-    return name.rpartition(".")[2] == target or fnmatchcase(name, target)
 
 
 def is_adapter(name: str) -> bool:

@@ -1,0 +1,1 @@
+"""Each family of models for the planner: its parameters, and its forward pass on a ``Tape``."""
