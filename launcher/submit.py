@@ -27,7 +27,7 @@ from launcher.plan import plan_folder, plan_job, plan_state_folder
 from launcher.preflight import cordon
 from launcher.render import render
 from launcher.slurm import parse_duration, sbatch, scancel
-from launcher.sweep import parse_axis, plan_sweep
+from launcher.sweep import is_rows, parse_axis, plan_sweep, read_rows
 from launcher.upstream import Upstream
 from lmscale.config import assets, dump_config, load_config
 from lmscale.config.cluster import find_profile
@@ -83,14 +83,20 @@ def prepare(options: LaunchOptions) -> Prepared:
         problems, lambda: with_absolute_places(load_config(options.config, options.overrides))
     )
     nodes = _collect(problems, lambda: parse_nodes(options.nodes))
-    axes = [_collect(problems, lambda text=text: parse_axis(text)) for text in options.axes]
+    texts = [text for text in options.axes if not is_rows(text)]
+    axes = [_collect(problems, lambda text=text: parse_axis(text)) for text in texts]
+    files = [Path(text) for text in options.axes if is_rows(text)]
+    if len(files) > 1:
+        problems.append(f"--array {files[1]}: give one file of rows; its keys may be many.")
+    rows = _collect(problems, lambda: read_rows(files[0]) if files else ({},))
     problems += find_misfits(options)
     if problems or cluster is None or config is None or nodes is None:
         raise ConfigError(problems)
     sweep = None
     if options.axes:
         axes = [axis for axis in axes if axis is not None]
-        sweep = plan_sweep(options.config, options.overrides, axes, name=options.sweep)
+        rows = rows or ({},)
+        sweep = plan_sweep(options.config, options.overrides, axes, rows=rows, name=options.sweep)
     folder = plan_folder(options.kind, config, sweep)
     preflight = cluster.preflight
     cordoned: Iterable[str] = ()

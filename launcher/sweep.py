@@ -1,15 +1,18 @@
-"""A sweep: one run for every combination of some settings, below one folder. Pure but for YAML."""
+"""A sweep: one run for every combination of some settings, or for every row of a file of them,
+below one folder. Pure but for YAML.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from lmscale.config import RunConfig, load_config
+from lmscale.config.load import parse_yaml, read_text
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import ConfigError
 from lmscale.files.locations import find_checkpoint
@@ -42,14 +45,49 @@ def parse_axis(text: str) -> tuple[str, tuple[str, ...]]:
     return key.strip(), parts
 
 
+def is_rows(text: str) -> bool:
+    """Whether a word of --array is a file of rows, not an axis."""
+    return "=" not in text and text.endswith((".yaml", ".yml"))
+
+
+def read_rows(path: Path) -> tuple[dict[str, str], ...]:
+    """``runs`` of a YAML file: a list of mappings from section.key to a value.
+
+    Raises ``ConfigError`` for a file of anything else.
+    """
+    tree = parse_yaml(read_text(path), str(path)).get("runs")
+    advice = "give runs: a list of mappings with the same keys, such as {train.steps: 100}"
+    if not isinstance(tree, list) or not tree:
+        raise ConfigError(f"--array {path}: {advice}.")
+    if not all(isinstance(row, dict) and row for row in tree):
+        raise ConfigError(f"--array {path}: {advice}.")
+    if len({tuple(sorted(map(str, row))) for row in tree}) > 1:
+        raise ConfigError(f"--array {path}: its rows name different keys; {advice}.")
+    if named := {"run.name", "run.folder"} & tree[0].keys():
+        raise ConfigError(
+            f"--array {path}: {' and '.join(sorted(named))}: a sweep names its runs and their "
+            "folders itself."
+        )
+    rows = [{str(key): json.dumps(value) for key, value in row.items()} for row in tree]
+    if len({tuple(row.items()) for row in rows}) < len(rows):
+        raise ConfigError(f"--array {path}: every row once.")
+    return tuple(rows)
+
+
+def name_keys(text: str) -> tuple[str, ...]:
+    """The settings that a word of --array gives values to. Raises ``ConfigError``."""
+    return (*read_rows(Path(text))[0],) if is_rows(text) else (text.partition("=")[0].strip(),)
+
+
 def plan_sweep(
     config_path: Path,
     overrides: Sequence[str],
     axes: Sequence[tuple[str, tuple[str, ...]]],
     *,
+    rows: Sequence[Mapping[str, str]] = ({},),
     name: str | None = None,
 ) -> Sweep:
-    """The runs NAME-000, NAME-001, …: the last axis turns fastest.
+    """The runs NAME-000, NAME-001, …: the last axis turns fastest, and ``rows`` slowest.
 
     Each run has a folder of its own, also below ``checkpoint.folder`` where that is set.
 
@@ -58,16 +96,19 @@ def plan_sweep(
     base = with_absolute_places(load_config(config_path, overrides))
     name = name or f"{base.run.name}-sweep"
     root = base.folder.parent / name
-    keys = [key for key, _ in axes]
+    keys = [*rows[0], *(key for key, _ in axes)]
     if len(set(keys)) < len(keys):
         raise ConfigError("--array: name every key once, with all of its values.")
-    choices = list(itertools.product(*(values for _, values in axes)))
+    choices = [
+        {**row, **dict(zip((key for key, _ in axes), values, strict=True))}
+        for row in rows
+        for values in itertools.product(*(values for _, values in axes))
+    ]
     if len(choices) > MAX_RUNS:
         raise ConfigError(f"--array: {len(choices)} runs are more than {MAX_RUNS}.")
     runs, configs = [], []
     problems: dict[str, str] = {}
-    for index, choice in enumerate(choices):
-        values = dict(zip(keys, choice, strict=True))
+    for index, values in enumerate(choices):
         given = [f"{key}={value}" for key, value in values.items()]
         run = f"{name}-{index:03d}"
         own = [f"run.name={json.dumps(run)}", f"run.folder={json.dumps(str(root / run))}"]

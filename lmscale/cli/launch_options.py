@@ -52,8 +52,9 @@ ArrayOption = Annotated[
     list[str] | None,
     typer.Option(
         "--array",
-        metavar="A.B=C,D",
-        help="Train one run for each value; several times: for each combination.",
+        metavar="A.B=C,D|FILE",
+        help="Train one run for each value, or for each row of runs: in a YAML file; several "
+        "times: for each combination.",
     ),
 ]
 SweepOption = Annotated[

@@ -15,6 +15,7 @@ from launcher.job import DATA_KINDS
 from launcher.pipeline import STAGES, Stage, array_of, behind, plan_stage, submit_stages
 from launcher.standing import describe_other_options, refuse_failed, refuse_other_settings
 from launcher.submit import prepare, submit
+from launcher.sweep import name_keys
 from lmscale.cli.data_work import DataStage, Work, find_work
 from lmscale.cli.launch_output import (
     print_all_findings,
@@ -126,8 +127,7 @@ def _find_misfits(options: LaunchOptions) -> list[str]:
     problems = (
         [] if options.step is None else ["--step has no meaning for --job all; leave it out."]
     )
-    for text in options.axes:
-        key = text.partition("=")[0].strip()
+    for key in (key for text in options.axes for key in name_keys(text)):
         if key.partition(".")[0] in DATA_KINDS:
             problems.append(
                 f"--array {key}: --job all makes the data once, for all runs of a sweep. Give each "

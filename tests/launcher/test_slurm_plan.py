@@ -16,7 +16,14 @@ from launcher.options import parse_nodes
 from launcher.plan import job_name, plan_job, plan_nodes
 from launcher.render import render
 from launcher.submit import plan_submission
-from launcher.sweep import find_conflict, parse_axis, plan_sweep
+from launcher.sweep import (
+    find_conflict,
+    is_rows,
+    name_keys,
+    parse_axis,
+    plan_sweep,
+    read_rows,
+)
 from lmscale.config.assets import find_assets
 from lmscale.errors import ConfigError
 
@@ -269,6 +276,40 @@ def test_a_sweep_is_every_combination_with_the_last_axis_turning_fastest():
     ]
     assert plan.runs[4].values == {"engine.optimizer.lr": "3e-3", "engine.zero_stage": "2"}
     assert plan.configs[4].folder == Path("/x/grid/grid-004")
+
+
+def test_a_file_of_rows_is_a_sweep_with_a_run_for_each(tmp_path):
+    path = tmp_path / "rows.yaml"
+    path.write_text(
+        "runs:\n- {model.width: 96, train.steps: 900}\n- {model.width: 48, train.steps: 500}\n"
+    )
+    assert is_rows(str(path)) and not is_rows("engine.deepspeed=a.yaml")
+    rows = read_rows(path)
+    plan = plan_sweep(DEMO, [], [("run.seed", ("1", "2"))], rows=rows, name="rungs")
+    found = [(c.run.name, c.model.width, c.train.steps, c.run.seed) for c in plan.configs]
+    assert found == [
+        ("rungs-000", 96, 900, 1),
+        ("rungs-001", 96, 900, 2),
+        ("rungs-002", 48, 500, 1),
+        ("rungs-003", 48, 500, 2),
+    ]
+    assert plan.keys == name_keys(str(path)) + name_keys("run.seed=1,2")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("runs: 3", "give runs: a list"),
+        ("runs: []", "give runs: a list"),
+        ("runs: [{a: 1}, {b: 1}]", "its rows name different keys"),
+        ("runs: [{a: 1}, {a: 1}]", "every row once"),
+        ("runs: [{run.name: x}]", "a sweep names its runs"),
+    ],
+)
+def test_a_file_of_rows_that_makes_no_sweep_is_refused(tmp_path, text, said):
+    (tmp_path / "rows.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_rows(tmp_path / "rows.yaml")
 
 
 def test_every_run_of_a_sweep_has_a_place_of_its_own_for_its_checkpoints():
