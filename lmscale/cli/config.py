@@ -106,4 +106,6 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
         for until, smaller in plan.warmup
     ]
     deepspeed = render_deepspeed_config(config.engine, plan=plan, num_parameters=num_parameters)
+    if config.engine.precision == "auto":  # which the ranks' devices settle
+        deepspeed["bf16"]["enabled"] = "auto"
     return {**derived, "parameters": num_parameters, "batch": batch, "deepspeed": deepspeed}

@@ -22,8 +22,8 @@ import lmscale
 from lmscale.cli.options import JsonOption, echo_json
 from lmscale.errors import EXIT_USER
 from lmscale.files.redact import printable
-from lmscale.ranks.device import cpu_name, peak_tflops, product_rates
-from lmscale.ranks.slow import find_slow_build, judge_disk, judge_precision, read_mounts
+from lmscale.ranks.device import cpu_name, faster_precision, peak_tflops, product_rates
+from lmscale.ranks.slow import find_slow_build, judge_disk, read_mounts
 from lmscale.runs.environment import installed_version, num_cores, package_versions
 
 MIN_FREE_BYTES = 2 << 30
@@ -151,7 +151,7 @@ def check_devices() -> Iterable[Finding]:
 
 
 def check_precision() -> Iterable[Finding]:
-    """What training on this CPU should be set to; with a GPU nothing is asked of the CPU."""
+    """What engine.precision: auto is on this CPU; with a GPU nothing is asked of the CPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -162,8 +162,8 @@ def check_precision() -> Iterable[Finding]:
     yield Finding(
         "precision",
         True,
-        f"matrix products on one core, GFLOP/s: {shown}; bf16 is {ratio:.2g} × as fast",
-        next((slow.advice for slow in judge_precision("bf16", rates)), ""),
+        f"matrix products on one core, GFLOP/s: {shown}; bf16 is {ratio:.2g} × as fast, so "
+        f"engine.precision: auto is {faster_precision(rates)} here",
     )
 
 

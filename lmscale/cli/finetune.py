@@ -112,11 +112,11 @@ def _plan(config: FinetuneConfig, base: Base, survey: Survey, gpus: Gpus) -> Pla
     from lmscale.finetune.checks import find_doubts
     from lmscale.finetune.plan import plan_run
     from lmscale.finetune.render import describe_survey
-    from lmscale.ranks.device import usual_precision
+    from lmscale.ranks.device import usual_precision, usual_setting
 
     for line in describe_survey(config, survey):
         say(line)
-    has_gpu, precision = gpus.count > 0, usual_precision(gpus.name)
+    has_gpu, precision = gpus.count > 0, usual_setting(usual_precision(gpus.name))
     plan = plan_run(config, base, survey, has_gpu=has_gpu, precision=precision)
     print_warnings(list(find_doubts(config, base.model, survey)))
     return plan

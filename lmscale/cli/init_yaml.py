@@ -9,6 +9,7 @@ from lmscale.cli.init_plan import MAX_EPOCHS, TOKENS_PER_PARAMETER, Choice, Devi
 from lmscale.config.load import parse_yaml
 from lmscale.corpus.survey import Survey, merge_surveys
 from lmscale.files.printing import count_of, render_bytes, render_duration
+from lmscale.ranks.device import usual_setting
 
 
 def render_config(name: str, surveys: Mapping[str, Survey], choice: Choice, device: Device) -> str:
@@ -90,6 +91,12 @@ def _render_weight(text_bytes: int, total: int) -> str:
     return f", weight: {max(0.001, text_bytes / max(1, total)):.3g}"
 
 
+def _render_precision(device: Device) -> str:
+    if (setting := usual_setting(device.precision)) == "fp16":
+        return "fp16  # no units for bf16 there"
+    return f"{setting}  # bf16 where the devices compute in it, else fp32; here {device.precision}"
+
+
 def _render_model(choice: Choice, device: Device) -> str:
     tokens = choice.global_windows * choice.sequence_length
     recompute = (
@@ -116,7 +123,7 @@ model:
   tied_embeddings: true{recompute}
 
 engine:
-  precision: {device.precision}
+  precision: {_render_precision(device)}
   zero_stage: {choice.zero_stage}  # {stage[choice.zero_stage]}
   optimizer: {{lr: {choice.shape.lr:g}}}  # GPT-3's of this size; of small models nanoGPT's
   schedule: {{kind: cosine, warmup_steps: {choice.warmup_steps}, final_ratio: 0.1}}

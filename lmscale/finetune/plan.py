@@ -48,10 +48,10 @@ def plan_run(
     survey: Survey,
     *,
     has_gpu: bool,
-    precision: str = "fp32",
+    precision: str = "auto",
 ) -> Plan:
-    """``precision``: what the device here is fast in. Raises ``ConfigError`` with everything by
-    which base, data and task do not fit together.
+    """``precision``: of the run. Raises ``ConfigError`` with everything by which base, data and task
+    do not fit together.
     """
     unfit = list(find_base_problems(config, base.model))
     problems = [*unfit, *find_data_problems(config, survey)]

@@ -200,6 +200,13 @@ def usual_precision(gpu: str) -> str:
     return "fp16" if has_fp16_alone else "bf16"
 
 
+def usual_setting(precision: str) -> str:
+    """``engine.precision`` of a run for devices of this ``usual_precision``: auto finds bf16 and
+    fp32 by itself, wherever the run begins, but not fp16.
+    """
+    return "fp16" if precision == "fp16" else "auto"
+
+
 def _has_bf16_units() -> bool:
     """Whether this CPU multiplies bf16 faster than fp32, by what Linux says of it."""
     try:

@@ -56,6 +56,7 @@ from lmscale.train.exporting import check_packages, open_exporter
 from lmscale.train.folder import claim_folder
 from lmscale.train.kept import let_go_of_exported
 from lmscale.train.loop import train_steps
+from lmscale.train.precision import settle_precision
 from lmscale.train.progress import read_progress
 from lmscale.train.scoring import complete_evaluation
 from lmscale.train.votes import LEASE_LOST, SAVE_FAILED, StopPoll
@@ -74,6 +75,7 @@ def train_run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: flo
     reason: str | None = None
     try:
         with open_session(config, ranks, stop) as (device, lease):
+            config = settle_precision(config, ranks, device)
             _train_with_rewinds(config, ranks, device, lease, stop, began_at)
     except StoppedError as stopped:
         reason = stopped.reason

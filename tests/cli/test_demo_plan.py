@@ -89,9 +89,9 @@ def test_what_the_machine_can_do_is_measured():
     assert all(rate > 0 for rate in product_rates(0.001).values())
 
 
-@pytest.mark.parametrize(("rates", "advised"), [(OLD, True), (NEW, False)])
-def test_the_doctor_says_which_precision_to_set_on_this_cpu(monkeypatch, rates, advised):
+@pytest.mark.parametrize(("rates", "precision"), [(OLD, "fp32"), (NEW, "bf16")])
+def test_the_doctor_says_what_auto_is_on_this_cpu(monkeypatch, rates, precision):
     monkeypatch.setattr(doctor, "product_rates", lambda: rates)
     (finding,) = doctor.check_precision()
     assert f"bf16 is {rates['bf16'] / rates['fp32']:.2g} × as fast" in finding.found
-    assert finding.is_ok and ("--set engine.precision=fp32" in finding.advice) == advised
+    assert finding.is_ok and f"auto is {precision} here" in finding.found
