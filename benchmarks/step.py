@@ -27,6 +27,7 @@ from training_loops import AutocastLoop, BareLoop, LmscaleLoop, TrainingLoop
 from lmscale.config import BatchPlan, RunConfig, load_config, plan_batches
 from lmscale.model.family import account_model
 from lmscale.ranks.device import device_name, faster_precision, peak_tflops, product_rates
+from lmscale.ranks.precision import AUTO, fit_precision, with_precision
 from lmscale.ranks.ranks import Ranks, open_process_group
 from lmscale.runs.environment import num_cores
 
@@ -230,6 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = load_config(given.config, overrides)
     else:
         config = build_config(given.shape or ("gpt2_124m" if is_cuda else "small"), overrides)
+    if config.engine.precision == AUTO:
+        config = with_precision(config, fit_precision(device).precision)
     run(
         config,
         device,

@@ -63,7 +63,10 @@ def build_config(shape: str, overrides: Sequence[str] = ()) -> RunConfig:
     """lmscale's defaults with a shape and more overrides; the schedule is constant, the rate
     small.
     """
-    steady = ("engine.schedule={kind: constant}", "train.steps=1000000")
+    steady = (
+        *("engine.precision=bf16", "engine.schedule={kind: constant}"),
+        "train.steps=1000000",
+    )
     return parse_config("run: {name: benchmark}", [*SHAPES[shape], *steady, *overrides], name=shape)
 
 

@@ -119,9 +119,9 @@ class EngineConfig(Section):
     """DeepSpeed: precision, ZeRO, optimizer, schedule."""
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """What the weights of the forward and the backward pass are; masters and sums are fp32. ``auto``
-    is bf16 where the devices of all ranks compute in it, else fp32: settled when a run begins, told,
-    and kept in its config.yaml, also where it goes on elsewhere.
+    """Of the weights in the forward and the backward pass; masters and sums are fp32. ``auto``:
+    bf16 where the devices of all ranks compute in it, else fp32. It is settled when a run begins,
+    told, and kept in its config.yaml, also where it goes on elsewhere.
     """
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload_optimizer: bool = False

@@ -186,7 +186,9 @@ def _reduces_in_place(engine: Any) -> bool:
 
 def check_precision(config: EngineConfig, device: torch.device) -> None:
     """Refuse what would fail later and less clearly."""
-    assert config.precision != "auto", "auto is settled before an engine is built: train/precision.py"
+    assert config.precision != "auto", (
+        "auto is settled before an engine is built: train/precision.py"
+    )
     if config.precision == "fp16" and device.type == "cpu":
         raise ConfigError(
             "engine.precision = fp16, but this rank has no GPU and DeepSpeed has no fp16 on a CPU. "

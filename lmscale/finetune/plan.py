@@ -50,8 +50,8 @@ def plan_run(
     has_gpu: bool,
     precision: str = "auto",
 ) -> Plan:
-    """``precision``: of the run. Raises ``ConfigError`` with everything by which base, data and task
-    do not fit together.
+    """``precision``: of the run. Raises ``ConfigError`` with everything by which base, data and
+    task do not fit together.
     """
     unfit = list(find_base_problems(config, base.model))
     problems = [*unfit, *find_data_problems(config, survey)]

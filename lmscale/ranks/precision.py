@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from lmscale.config import RunConfig
 from lmscale.ranks.attempt import node_name
 from lmscale.ranks.collectives import gather_json
 from lmscale.ranks.device import device_name, faster_precision, product_rates
@@ -22,6 +23,12 @@ class Fitting(NamedTuple):
 
     precision: str  # bf16 or fp32
     reason: str
+
+
+def with_precision(config: RunConfig, precision: str) -> RunConfig:
+    """``config`` with another precision, such as one in place of auto."""
+    engine = config.engine.model_copy(update={"precision": precision})
+    return config.model_copy(update={"engine": engine})
 
 
 def fit_precision(device: torch.device) -> Fitting:

@@ -11,7 +11,7 @@ from lmscale.config import RunConfig, load_config
 from lmscale.errors import LmscaleError
 from lmscale.files.run_files import CONFIG_FILE
 from lmscale.ranks.collectives import broadcast_object, failing_together
-from lmscale.ranks.precision import AUTO, agree_precision
+from lmscale.ranks.precision import AUTO, agree_precision, with_precision
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.commits import read_commits
 
@@ -37,11 +37,6 @@ def settle_precision(config: RunConfig, ranks: Ranks, device: torch.device) -> R
     if ranks.is_first:
         logger.info("engine.precision: auto is %s: %s", precision, reason)
     return with_precision(config, precision)
-
-
-def with_precision(config: RunConfig, precision: str) -> RunConfig:
-    engine = config.engine.model_copy(update={"precision": precision})
-    return config.model_copy(update={"engine": engine})
 
 
 def _begun_in(folder: Path) -> str | None:

@@ -144,6 +144,14 @@ def test_precision_schedule_and_rate_may_change_on_resume(go_on):
     assert audit(go_on.run) == 0
 
 
+def test_an_automatic_precision_stays_what_the_run_began_in(go_on):
+    ended = go_on({"engine.precision": "auto"})
+    assert ended.code == 0, ended.output
+    assert "engine.precision: auto is fp32: in which the run began" in ended.output
+    assert "changed: engine.precision" not in ended.output
+    assert load_config(go_on.run / "config.yaml").engine.precision == "fp32"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
