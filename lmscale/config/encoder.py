@@ -26,6 +26,7 @@ class EncoderConfig(ModelConfig):
 
     offers = frozenset({Ability.BIDIRECTIONAL, Ability.CLASSES})
     implementation = "lmscale.model.encoder:ENCODER"
+    planning = "lmscale.plan.families.encoder:ENCODER"
     free = frozenset({"activation_checkpoint_every", "attention", "dropout"})
     later = frozenset({"token_classes"})
     # What the parts that it shares with the decoder ask for, and no encoder here has.

@@ -256,6 +256,7 @@ class EncoderDecoderConfig(ModelConfig):
 
     offers = frozenset({Ability.CROSS})
     implementation = "lmscale.model.encoder_decoder:ENCODER_DECODER"
+    planning = "lmscale.plan.families.encoder_decoder:ENCODER_DECODER"
     free = frozenset({"activation_checkpoint_every", "dropout"})
 
     family: Literal["encoder_decoder"]
@@ -326,6 +327,7 @@ class RecurrentConfig(ModelConfig):
 
     offers = frozenset({Ability.CAUSAL})
     implementation = "lmscale.model.recurrent:RECURRENT"
+    planning = "lmscale.plan.families.recurrent:RECURRENT"
     free = frozenset({"dropout"})
 
     family: Literal["recurrent"] = "recurrent"

@@ -196,6 +196,12 @@ def activate(tape: Tape, name: str, x: Array, function: str) -> Array:
     return pointwise(tape, name, [x], x.shape, saved=[x])
 
 
+def plan_rotation(tape: Tape, ids: Array, head_width: int) -> Array:
+    """Cosines and sines of all positions, fp32."""
+    shape = (2, *ids.shape, 1, head_width // 2)
+    return pointwise(tape, "rotation", [ids], shape, itemsize=FLOAT, launches=5)
+
+
 def rotate(tape: Tape, name: str, x: Array, rotation: Array) -> Array:
     """Rotary embedding, in fp32: nothing is kept but the angles, which all blocks share."""
     return pointwise(

@@ -151,14 +151,17 @@ class Tape:
         return parameter not in self.frozen
 
     @contextmanager
-    def recomputed(self, *kept: Array | None) -> Iterator[None]:
-        """The operators of the block are computed again in the backward pass, from ``kept``."""
+    def recomputing(self, number: int, every: int, *kept: Array | None) -> Iterator[None]:
+        """A block, by its number in its stack: where it is an ``every``-th one, its operators are
+        computed again in the backward pass, from ``kept``.
+        """
+        if not every or number % every != every - 1:
+            yield
+            return
         self._region = len(self.regions)
         self.regions.append(tuple(array.memory for array in kept if array is not None))
-        try:
-            yield
-        finally:
-            self._region = None
+        yield
+        self._region = None
 
     def add(self, record: Record) -> None:
         """Write an operator down."""

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.config.lora import LoraConfig
-from lmscale.config.model import DecoderConfig, MupConfig, Sizes
+from lmscale.config.model import (
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    MupConfig,
+    RecurrentConfig,
+    Sizes,
+)
 from lmscale.config.model_base import ModelConfig
 from lmscale.model.family import build_model_on
 from lmscale.model.initialize import declared_parameters
@@ -38,10 +45,51 @@ decoders = st.builds(
     mup=st.sampled_from([MupConfig(), MupConfig(base_width=8)]),
     lora=st.sampled_from(LORAS),
 )
+encoders = st.builds(
+    EncoderConfig,
+    family=st.just("encoder"),
+    layers=st.integers(1, 3),
+    width=st.just(24),
+    heads=st.just(4),
+    positions=st.sampled_from(["rope", "learned"]),
+    token_types=st.sampled_from([0, 2]),
+    norm=st.sampled_from(["rmsnorm", "layernorm"]),
+    norm_first=st.booleans(),
+    activation=st.sampled_from(ACTIVATIONS),
+    bias=st.booleans(),
+    pooler=st.just(True),
+    text_classes=st.sampled_from([0, 3]),
+    token_classes=st.sampled_from([0, 5]),
+    tied_embeddings=st.booleans(),
+    lora=st.sampled_from(LORAS),
+)
+encoder_decoders = st.builds(
+    EncoderDecoderConfig,
+    family=st.just("encoder_decoder"),
+    layers=st.integers(1, 2),
+    decoder_layers=st.sampled_from([None, 3]),
+    width=st.just(24),
+    heads=st.just(4),
+    head_width=st.sampled_from([None, 8]),
+    positions=st.sampled_from(["relative", "learned"]),
+    norm=st.sampled_from(["rmsnorm", "layernorm"]),
+    norm_first=st.booleans(),
+    activation=st.sampled_from(ACTIVATIONS),
+    bias=st.booleans(),
+    tied_embeddings=st.booleans(),
+    lora=st.sampled_from([LoraConfig(), LoraConfig(rank=2, targets=("query", "*.key_value"))]),
+)
+recurrents = st.builds(
+    RecurrentConfig,
+    cell=st.sampled_from(["lstm", "gru", "rnn"]),
+    layers=st.integers(1, 3),
+    width=st.just(24),
+    tied_embeddings=st.booleans(),
+)
 
 
-@settings(max_examples=40, deadline=None)
-@given(decoders)
+@settings(max_examples=80, deadline=None)
+@given(decoders | encoders | encoder_decoders | recurrents)
 def test_parameters_are_those_that_torch_lists_in_its_order(config: ModelConfig):
     model = build_model_on(config, SIZES, device=torch.device("meta"), dtype=torch.float32)
     declared = declared_parameters(model)

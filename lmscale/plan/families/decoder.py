@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.config.model import DecoderConfig, EncoderConfig, Sizes
 from lmscale.config.model_base import GATED
 from lmscale.plan.attend import Backend, Visible, attend
 from lmscale.plan.families.family import Batch, PlannedFamily
@@ -15,7 +15,7 @@ from lmscale.plan.operators import (
     linear,
     lookup,
     norm,
-    pointwise,
+    plan_rotation,
     rotate,
     scale,
 )
@@ -26,7 +26,7 @@ from lmscale.plan.parameters import (
     linear_shapes,
     norm_shapes,
 )
-from lmscale.plan.tape import FLOAT, Array, Tape, reshape
+from lmscale.plan.tape import Array, Tape, reshape
 
 FLEX_MIN_HEAD_WIDTH = 16  # as in lmscale/model/layout.py
 
@@ -86,25 +86,21 @@ def write(tape: Tape, config: DecoderConfig, sizes: Sizes, batch: Batch) -> Arra
         vectors = lookup(tape, "position_embedding", places, config.width, rows=sizes.max_positions)
         x = add(tape, "embedding", x, vectors)
     else:
-        shape = (2, *ids.shape, 1, config.resolved_head_width // 2)
-        rotation = pointwise(tape, "rotation", [ids], shape, itemsize=FLOAT, launches=5)
+        rotation = plan_rotation(tape, ids, config.resolved_head_width)
     x = dropout(tape, "embedding", x, config.dropout)
     seen = {window: _see(tape, config, batch, window) for window in {*config.layer_windows}}
     for number, window in enumerate(config.layer_windows):
-        every = config.activation_checkpoint_every
-        if every and number % every == every - 1:
-            with tape.recomputed(x, rotation, seen[window].mask):
-                x = write_block(tape, config, f"blocks.{number}", x, rotation, seen[window])
-        else:
-            x = write_block(tape, config, f"blocks.{number}", x, rotation, seen[window])
+        block, every = f"blocks.{number}", config.activation_checkpoint_every
+        with tape.recomputing(number, every, x, rotation, seen[window].mask):
+            x = _write_block(tape, config, block, x, rotation, seen[window])
     return norm(tape, "norm", x, config.norm, bias=config.bias)
 
 
-def write_block(
+def _write_block(
     tape: Tape, config: DecoderConfig, name: str, x: Array, rotation: Array | None, seen: Visible
 ) -> Array:
     normed = norm(tape, f"{name}.attention_norm", x, config.norm, bias=config.bias)
-    attended = _attention(tape, config, f"{name}.attention", normed, rotation, seen)
+    attended = write_attention(tape, config, f"{name}.attention", normed, rotation, seen)
     if config.output_norms:
         attended = norm(
             tape, f"{name}.attention_output_norm", attended, config.norm, bias=config.bias
@@ -125,8 +121,13 @@ def write_block(
     return add(tape, f"{name}.feed_forward", x, dropout(tape, name, fed, config.dropout))
 
 
-def _attention(
-    tape: Tape, config: DecoderConfig, name: str, x: Array, rotation: Array | None, seen: Visible
+def write_attention(
+    tape: Tape,
+    config: DecoderConfig | EncoderConfig,
+    name: str,
+    x: Array,
+    rotation: Array | None,
+    seen: Visible,
 ) -> Array:
     heads, kv_heads, width = (
         config.heads,

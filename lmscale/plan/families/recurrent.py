@@ -1,0 +1,93 @@
+"""The recurrent models: ``lmscale/model/recurrent.py`` for the planner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lmscale.config.model import RecurrentConfig, Sizes
+from lmscale.plan.families.family import Batch, PlannedFamily
+from lmscale.plan.operators import dropout, lookup, pointwise
+from lmscale.plan.parameters import ParameterShape, embedding_shape
+from lmscale.plan.tape import Array, Record, Tape, reshape
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}  # matrices that are stored as one
+# What cuDNN keeps of a token and layer, in widths, besides what a layer gives: the gates, and of an
+# LSTM the cell's state and its tanh. The CPU's cells keep about the same, as parts.
+KEPT = {"lstm": 6, "gru": 5, "rnn": 1}
+
+
+def list_parameters(config: RecurrentConfig, sizes: Sizes) -> Iterator[ParameterShape]:
+    width, parts = config.width, (config.width,) * GATES[config.cell]
+    yield embedding_shape("embedding", sizes.vocab_size, width)
+    for layer in range(config.layers):
+        for source in ("ih", "hh"):
+            name = f"cells.weight_{source}_l{layer}"
+            yield ParameterShape(name, (sum(parts), width), "linear", parts)
+        for source in ("ih", "hh"):
+            yield ParameterShape(f"cells.bias_{source}_l{layer}", (sum(parts),), "bias", parts)
+    if not config.tied_embeddings:
+        yield ParameterShape("head.weight", (sizes.vocab_size, width), "head")
+
+
+def write(tape: Tape, config: RecurrentConfig, sizes: Sizes, batch: Batch) -> Array:
+    """The forward pass in training."""
+    width, tokens = config.width, batch.windows * batch.length
+    ids = tape.new((tokens,), itemsize=8)
+    x = lookup(tape, "embedding", ids, width, rows=sizes.vocab_size)
+    x = dropout(tape, "embedding", x, config.dropout)
+    for layer in range(config.layers):
+        if layer:
+            x = dropout(tape, f"cells.{layer}", x, config.dropout)
+        x = _write_layer(tape, config, layer, x, steps=batch.length)
+    x = dropout(tape, "cells.output", x, config.dropout)
+    x = pointwise(tape, "cells.order", [x], x.shape)  # from the pieces' order to the rows'
+    return reshape(x, batch.windows, batch.length, width)
+
+
+def _write_layer(tape: Tape, config: RecurrentConfig, layer: int, x: Array, *, steps: int) -> Array:
+    """The product of all inputs at once, then one of the state for each step."""
+    tokens, width = x.shape
+    rows = width * GATES[config.cell]
+    output = tape.new(x.shape, needs_gradient=True)
+    is_trained = tape.is_trained(f"cells.weight_ih_l{layer}")
+    weight_bytes = 2 * rows * (width + 1) * tape.itemsize
+    flops = 2.0 * tokens * rows * width * 2
+    kept = tokens * width * KEPT[config.cell] * tape.itemsize
+    tape.add(
+        Record(
+            name=f"cells.{layer}.",
+            kind="scan",
+            inputs=(x,),
+            outputs=(output,),
+            saved=(x.memory, output.memory, tape.reserve(kept)),
+            flops=flops,
+            backward_flops=2 * flops,
+            product=(tokens // steps, rows, width),
+            weight_bytes=weight_bytes,
+            trained_bytes=weight_bytes * is_trained,
+            # The state's matrix is read at every step, unless a cache holds it.
+            extra_bytes=kept + steps * rows * width * tape.itemsize,
+            backward_extra_bytes=kept + 2 * steps * rows * width * tape.itemsize,
+            backward_scratch_bytes=tokens * rows * tape.itemsize,
+            launches=1 + 2 * steps,
+            backward_launches=2 + 3 * steps,
+        )
+    )
+    return output
+
+
+def write_head(tape: Tape, config: RecurrentConfig, hidden: Array) -> Array:
+    return hidden
+
+
+def head_parameter(config: RecurrentConfig) -> str:
+    return "embedding.weight" if config.tied_embeddings else "head.weight"
+
+
+RECURRENT = PlannedFamily(
+    list_parameters=list_parameters,
+    begins_anew=lambda name: False,
+    write=write,
+    write_head=write_head,
+    head_parameter=head_parameter,
+)
