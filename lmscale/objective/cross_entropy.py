@@ -169,6 +169,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_weight_VD += delta_CV.T @ hidden_ND[chunk]
             if grad_bias_V is not None:
                 grad_bias_V += delta_CV.sum(0, dtype=torch.float32)
+            del delta_CV  # before the next chunk's logits are made
         grad_weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
         grad_bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
         return grad_hidden_ND, grad_weight, grad_bias, None, None, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from lmscale.plan.operators import pointwise
@@ -65,15 +65,17 @@ def _fused(tape: Tape, name: str, q: Array, k: Array, v: Array, seen: Visible) -
     elif seen.mask is not None:
         mask_bytes = seen.mask.elements * q.itemsize
         kept.append(tape.reserve(mask_bytes))
-    output = tape.new(q.shape, needs_gradient=any(a.needs_gradient for a in (q, k, v)))
+    needs = any(a.needs_gradient for a in (q, k, v))
+    output = tape.new(q.shape, needs_gradient=needs)
     flops = _flops(q, k, keys)
+    saved = (q.memory, k.memory, v.memory, output.memory, *kept)
     tape.add(
         Record(
             name=name,
             kind="attention",
-            inputs=(q, k, v),
+            inputs=(q, k, v) if seen.mask is None else (q, k, v, seen.mask),
             outputs=(output,),
-            saved=(q.memory, k.memory, v.memory, output.memory, *kept),
+            saved=saved if needs else (),
             flops=flops,
             backward_flops=2.5 * flops,  # five products for two: the scores are computed again
             extra_bytes=mask_bytes,
@@ -98,27 +100,26 @@ def _by_scores(
     copies = (q.elements + k.elements + v.elements) * wide
     kept = copies + scores * wide  # the softmax
     if capped:  # k, q for the product, tanh's result, the softmax in fp32, and v's factor
-        kept = copies + scores * (2 * q.itemsize + FLOAT + 1)
+        kept = copies + scores * (2 * q.itemsize + FLOAT) + batch * length * k.shape[1]
     if tape.dropout:  # the mask, and what is left
         kept += scores * (1 if tape.on_gpu else wide) + scores * wide
     output = tape.new(q.shape, needs_gradient=any(a.needs_gradient for a in (q, k, v)))
     flops = _flops(q, k, float(k.shape[1]))
-    record = Record(
-        name=name,
-        kind="attention",
-        inputs=(q, k, v),
-        outputs=(output,),
-        saved=(tape.reserve(kept),),
-        flops=flops,
-        backward_flops=2 * flops,
-        extra_bytes=kept + 4 * scores * wide,
-        backward_extra_bytes=kept + 4 * scores * wide,
-        scratch_bytes=2 * scores * wide,
-        backward_scratch_bytes=2 * scores * wide,
-        launches=8,
-        backward_launches=12,
+    tape.add(
+        Record(
+            name=name,
+            kind="attention",
+            inputs=(q, k, v) if seen.mask is None else (q, k, v, seen.mask),
+            outputs=(output,),
+            saved=(tape.reserve(kept),),
+            flops=flops,
+            backward_flops=2 * flops,
+            extra_bytes=kept + 4 * scores * wide,
+            backward_extra_bytes=kept + 4 * scores * wide,
+            scratch_bytes=2 * scores * wide,
+            backward_scratch_bytes=2 * scores * wide,
+            launches=8,
+            backward_launches=12,
+        )
     )
-    if seen.mask is not None and seen.mask.needs_gradient:
-        record = replace(record, inputs=(q, k, v, seen.mask))
-    tape.add(record)
     return output

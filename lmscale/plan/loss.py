@@ -38,10 +38,8 @@ def write_loss(tape: Tape, hidden: Array, scoring: Scoring) -> None:
             _write_product(tape, scoring, rows, scoring.teacher_width, is_kept=False, learns=False)
         _write_reductions(tape, scoring, rows)
     loss = tape.new((), itemsize=FLOAT, needs_gradient=hidden.needs_gradient or scoring.is_trained)
-    logits = chunk * scoring.vocab_size
     matrix = width * scoring.vocab_size * scoring.is_trained
-    full = logits * tape.itemsize - last  # a whole chunk's logits, where the last one is smaller
-    copies = 2 if scoring.is_capped or scoring.teacher_width else 1
+    forward, backward = _scratch(tape, scoring, chunk, last=last, matrix=matrix)
     tape.add(
         Record(
             name="loss",
@@ -55,17 +53,39 @@ def write_loss(tape: Tape, hidden: Array, scoring: Scoring) -> None:
             ),
             weight_bytes=matrix * tape.itemsize,
             trained_bytes=matrix * tape.itemsize,
-            scratch_bytes=full + copies * logits * FLOAT + (copies - 1) * logits * tape.itemsize,
-            # What comes of the logits in fp32 and in their dtype; the matrix's gradient in fp32,
-            # and one chunk's share of it.
-            backward_scratch_bytes=full
-            + copies * logits * FLOAT
-            + max(logits * tape.itemsize * (tape.itemsize != FLOAT), 0)
-            + matrix * (FLOAT + tape.itemsize),
+            scratch_bytes=forward,
+            backward_scratch_bytes=backward,
             launches=0,
             backward_launches=0,
         )
     )
+
+
+def _scratch(
+    tape: Tape, scoring: Scoring, chunk: int, *, last: int, matrix: int
+) -> tuple[int, int]:
+    """Bytes besides the last chunk's logits, ``last``, and in the backward pass besides the
+    matrix's gradient in its own dtype: forward, backward.
+    """
+    logits = chunk * scoring.vocab_size
+    wide, own = logits * FLOAT, logits * tape.itemsize
+    # The CPU's softmax copies what it takes to fp32 first, CUDA's does not.
+    copies = 1 + (tape.itemsize < FLOAT and not tape.on_gpu)
+    softmax = copies * wide
+    if scoring.is_capped:  # a division, tanh and the factor; backward the slope in fp32
+        forward, backward = (
+            max(own - last + 2 * own, own - last + softmax),
+            max(softmax, wide + 2 * own),
+        )
+    else:
+        forward, backward = own - last + softmax, softmax
+    if scoring.teacher_width:  # its logits, and both models' in fp32
+        forward, backward = forward + own + 2 * wide, backward + own + 2 * wide
+    narrow = own if tape.itemsize < FLOAT else 0  # the logits' gradient in their dtype
+    sums = matrix * FLOAT
+    while_softmax = own - last + max(backward, wide + narrow) + sums
+    while_product = own - last - own + max(narrow, own) + sums + matrix * tape.itemsize
+    return forward, max(while_softmax, while_product) - matrix * tape.itemsize
 
 
 def _write_product(

@@ -29,6 +29,8 @@ class Reading:
     classes: int = 0
     """Outputs of a layer of classes, each scored for ``class_rows`` states of a window."""
     class_rows: int = 0
+    is_first_token: bool = False
+    """Whether these are the first ones of the windows, as a view of all."""
     trains_head: bool = True  # whether the head that predicts tokens has a part in it
     pads: bool = False
     shows_prefixes: bool = False
@@ -79,6 +81,7 @@ def read_objective(config: RunConfig) -> Reading:
             targets=math.ceil(masked * length),
             classes=getattr(config.model, "text_classes", 0),
             class_rows=1,
+            is_first_token=True,
             counts_hits=True,
             masks_documents=masks,
             pads=True,
@@ -136,8 +139,11 @@ def _write_classes(
 ) -> None:
     rows = reading.class_rows * windows
     width = hidden.shape[-1]
-    states = reshape(hidden, rows, width)
-    if reading.class_rows < reading.length:
+    if reading.is_first_token:
+        (states,) = tape.split("classified", hidden, [(rows, width)])
+    elif reading.class_rows == reading.length:
+        states = reshape(hidden, rows, width)
+    else:
         states = pointwise(tape, "classified", [hidden], (rows, width), kind="lookup")
     if getattr(model, "pooler", False):
         states = linear(tape, "pooler", states, width, bias=bool(getattr(model, "bias", False)))

@@ -156,11 +156,12 @@ def norm(tape: Tape, name: str, x: Array, kind: str, *, bias: bool = False) -> A
 
 def rms_norm(tape: Tape, name: str, x: Array) -> Array:
     """CUDA has one kernel, which keeps x and a number a row. The CPU's is composed of others, which
-    keep x and the normed x in fp32.
+    keep x in fp32, and for a trained weight the normed x.
     """
     is_trained, is_float = tape.is_trained(f"{name}.weight"), x.itemsize == FLOAT
-    keeps_x = tape.on_gpu or is_float
-    copies = 0 if tape.on_gpu else x.elements * FLOAT * (1 if is_float else 2)
+    keeps_x = tape.on_gpu or (is_float and x.needs_gradient)
+    copied = is_trained + (not is_float and x.needs_gradient)
+    copies = 0 if tape.on_gpu else x.elements * FLOAT * copied
     return pointwise(
         *(tape, name, [x], x.shape),
         saved=[x] if keeps_x else [],

@@ -188,3 +188,8 @@ class Tape:
 def reshape(array: Array, *shape: int) -> Array:
     """The same tensor in another shape."""
     return replace(array, shape=shape)
+
+
+def without_gradient(array: Array) -> Array:
+    """The tensor as a constant."""
+    return replace(array, needs_gradient=False)

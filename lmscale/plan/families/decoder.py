@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from lmscale.config.model import DecoderConfig, EncoderConfig, Sizes
 from lmscale.config.model_base import GATED
@@ -16,6 +17,7 @@ from lmscale.plan.operators import (
     lookup,
     norm,
     plan_rotation,
+    pointwise,
     rotate,
     scale,
 )
@@ -26,7 +28,7 @@ from lmscale.plan.parameters import (
     linear_shapes,
     norm_shapes,
 )
-from lmscale.plan.tape import Array, Tape, reshape
+from lmscale.plan.tape import Array, Tape, reshape, without_gradient
 
 FLEX_MIN_HEAD_WIDTH = 16  # as in lmscale/model/layout.py
 
@@ -89,18 +91,81 @@ def write(tape: Tape, config: DecoderConfig, sizes: Sizes, batch: Batch) -> Arra
         rotation = plan_rotation(tape, ids, config.resolved_head_width)
     x = dropout(tape, "embedding", x, config.dropout)
     seen = {window: _see(tape, config, batch, window) for window in {*config.layer_windows}}
-    for number, window in enumerate(config.layer_windows):
-        block, every = f"blocks.{number}", config.activation_checkpoint_every
-        with tape.recomputing(number, every, x, rotation, seen[window].mask):
-            x = _write_block(tape, config, block, x, rotation, seen[window])
+    if config.segments > 1:
+        x = _write_segments(tape, config, x, rotation, seen)
+    else:
+        for number, window in enumerate(config.layer_windows):
+            x = _write_numbered(tape, config, number, x, rotation, seen[window])
     return norm(tape, "norm", x, config.norm, bias=config.bias)
 
 
-def _write_block(
-    tape: Tape, config: DecoderConfig, name: str, x: Array, rotation: Array | None, seen: Visible
+def _write_segments(
+    tape: Tape,
+    config: DecoderConfig,
+    x: Array,
+    rotation: Array | None,
+    seen: Mapping[int, Visible],
 ) -> Array:
-    normed = norm(tape, f"{name}.attention_norm", x, config.norm, bias=config.bias)
-    attended = write_attention(tape, config, f"{name}.attention", normed, rotation, seen)
+    """``Decoder._run_segments``: one segment after another, each block with what it remembers."""
+    batch, length, width = x.shape
+    cut = -(-length // config.segments)
+    lengths = [cut] * (length // cut) + [length % cut] * bool(length % cut)
+    memories: list[Array | None] = [None] * config.layers
+    parts = tape.split("segments", x, [(batch, each, width) for each in lengths])
+    outputs = []
+    for part in parts:
+        for number, window in enumerate(config.layer_windows):
+            memory, mask = memories[number], seen[window].mask
+            remembered = 0 if memory is None else memory.shape[1]
+            most = remembered + part.shape[1]
+            own = [without_gradient(each) for each in (memory, part) if each is not None]
+            kept = pointwise(tape, f"blocks.{number}.memory", own, (batch, most, width))
+            memories[number] = reshape(
+                kept, batch, min(most, window - 1) if window else most, width
+            )
+            assert mask is not None  # rows that are cut have dense masks
+            visible = replace(
+                seen[window], mask=reshape(mask, batch, 1, part.shape[1], most), pairs=float(most)
+            )
+            part = _write_numbered(tape, config, number, part, rotation, visible, memory)
+        outputs.append(part)
+    return pointwise(tape, "segments.cat", outputs, x.shape)
+
+
+def _write_numbered(
+    tape: Tape,
+    config: DecoderConfig,
+    number: int,
+    x: Array,
+    rotation: Array | None,
+    seen: Visible,
+    memory: Array | None = None,
+) -> Array:
+    """A block, which is computed again in the backward pass where the settings say so."""
+    every = config.activation_checkpoint_every
+    with tape.recomputing(number, every, x, rotation, seen.mask, memory):
+        return _write_block(tape, config, f"blocks.{number}", x, rotation, seen, memory)
+
+
+def _write_block(
+    tape: Tape,
+    config: DecoderConfig,
+    name: str,
+    x: Array,
+    rotation: Array | None,
+    seen: Visible,
+    memory: Array | None,
+) -> Array:
+    """``memory``: inputs of the tokens before, which the new ones look at."""
+    remembered, looked_at = 0, x
+    if memory is not None:
+        remembered = memory.shape[1]
+        shape = (x.shape[0], remembered + x.shape[1], x.shape[2])
+        looked_at = pointwise(tape, f"{name}.remember", [memory, x], shape)
+    normed = norm(tape, f"{name}.attention_norm", looked_at, config.norm, bias=config.bias)
+    attended = write_attention(
+        tape, config, f"{name}.attention", normed, rotation, seen, remembered
+    )
     if config.output_norms:
         attended = norm(
             tape, f"{name}.attention_output_norm", attended, config.norm, bias=config.bias
@@ -128,12 +193,11 @@ def write_attention(
     x: Array,
     rotation: Array | None,
     seen: Visible,
+    remembered: int = 0,
 ) -> Array:
-    heads, kv_heads, width = (
-        config.heads,
-        config.resolved_kv_heads,
-        config.resolved_head_width,
-    )
+    """The first ``remembered`` tokens do not look."""
+    heads, kv_heads = config.heads, config.resolved_kv_heads
+    width = config.resolved_head_width
     parts = (heads * width, kv_heads * width, kv_heads * width)
     both = linear(tape, f"{name}.qkv", x, parts, bias=config.bias or config.qkv_bias)
     batch, length, _ = x.shape
@@ -145,6 +209,8 @@ def write_attention(
     if rotation is not None:
         q = rotate(tape, f"{name}.rotate_queries", q, rotation)
         k = rotate(tape, f"{name}.rotate_keys", k, rotation)
+    length -= remembered
+    q = reshape(q, batch, length, heads, width)
     if config.attention_scale is not None:
         q = scale(tape, f"{name}.queries", q)
     y = attend(tape, name, q, k, v, seen, softcap=config.attention_softcap)

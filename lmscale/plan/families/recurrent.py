@@ -8,12 +8,15 @@ from lmscale.config.model import RecurrentConfig, Sizes
 from lmscale.plan.families.family import Batch, PlannedFamily
 from lmscale.plan.operators import dropout, lookup, pointwise
 from lmscale.plan.parameters import ParameterShape, embedding_shape
-from lmscale.plan.tape import Array, Record, Tape, reshape
+from lmscale.plan.tape import FLOAT, Array, Record, Tape, reshape
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}  # matrices that are stored as one
-# What cuDNN keeps of a token and layer, in widths, besides what a layer gives: the gates, and of an
-# LSTM the cell's state and its tanh. The CPU's cells keep about the same, as parts.
-KEPT = {"lstm": 6, "gru": 5, "rnn": 1}
+# What is kept of a token and layer, in widths, besides its input: of the CPU's cells the gates, a
+# state or two and what they give, at each step; of oneDNN's, which take an LSTM's pieces where all
+# are of one length, a workspace (measured, torch 2.13: fp32, 16 bit); of cuDNN's about as much as
+# of the CPU's.
+KEPT = {"lstm": 7.0, "gru": 7.0, "rnn": 1.0}
+ONEDNN_LSTM = (17.75, 26.25)
 
 
 def list_parameters(config: RecurrentConfig, sizes: Sizes) -> Iterator[ParameterShape]:
@@ -38,28 +41,36 @@ def write(tape: Tape, config: RecurrentConfig, sizes: Sizes, batch: Batch) -> Ar
     for layer in range(config.layers):
         if layer:
             x = dropout(tape, f"cells.{layer}", x, config.dropout)
-        x = _write_layer(tape, config, layer, x, steps=batch.length)
+        even = not batch.masks_documents
+        x = _write_layer(tape, config, layer, x, steps=batch.length, is_even=even)
     x = dropout(tape, "cells.output", x, config.dropout)
     x = pointwise(tape, "cells.order", [x], x.shape)  # from the pieces' order to the rows'
     return reshape(x, batch.windows, batch.length, width)
 
 
-def _write_layer(tape: Tape, config: RecurrentConfig, layer: int, x: Array, *, steps: int) -> Array:
-    """The product of all inputs at once, then one of the state for each step."""
+def _write_layer(
+    tape: Tape, config: RecurrentConfig, layer: int, x: Array, *, steps: int, is_even: bool
+) -> Array:
+    """The product of all inputs at once, then one of the state for each step. ``is_even``: all
+    pieces are of one length.
+    """
     tokens, width = x.shape
     rows = width * GATES[config.cell]
     output = tape.new(x.shape, needs_gradient=True)
     is_trained = tape.is_trained(f"cells.weight_ih_l{layer}")
     weight_bytes = 2 * rows * (width + 1) * tape.itemsize
     flops = 2.0 * tokens * rows * width * 2
-    kept = tokens * width * KEPT[config.cell] * tape.itemsize
+    widths = KEPT[config.cell]
+    if config.cell == "lstm" and is_even and not tape.on_gpu:
+        widths = ONEDNN_LSTM[tape.itemsize < FLOAT]
+    kept = int(tokens * width * widths * tape.itemsize)
     tape.add(
         Record(
             name=f"cells.{layer}.",
             kind="scan",
             inputs=(x,),
             outputs=(output,),
-            saved=(x.memory, output.memory, tape.reserve(kept)),
+            saved=(x.memory, tape.reserve(kept)),
             flops=flops,
             backward_flops=2 * flops,
             product=(tokens // steps, rows, width),
