@@ -9,6 +9,7 @@ from typing import Literal
 from lmscale.config import RunConfig
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.files.run_files import SLURM_FOLDER
+from lmscale.runs.profiles import ProfilePlan
 from lmscale.runs.sweep_folder import Sweep
 
 JobKind = Literal["train", "evaluate", "corpus", "tokenizer", "shards", "preflight"]
@@ -52,6 +53,7 @@ class JobRequest:
     after: str | None = None  # what it waits for, as sbatch calls it: afterok:12
     is_awaited: bool = False  # earlier jobs of its pipeline make what it reads
     sweep: Sweep | None = None
+    profile: ProfilePlan | None = None  # steps that the ranks trace
 
     @property
     def name(self) -> str:

@@ -30,6 +30,7 @@ from lmscale.ranks.ranks import LOOPBACK
 from lmscale.runs.attempts import find_good_end, read_attempts
 from lmscale.runs.beginnings import check_start
 from lmscale.runs.leftovers import remove_leftovers
+from lmscale.runs.profiles import ProfilePlan
 
 POLL_SECONDS = 0.05
 FAILURE_SECONDS = 5.0  # to end after another rank has failed: nothing is left to save together
@@ -78,13 +79,20 @@ def plan_ranks(
     )
 
 
-def train_argv(config_path: str | Path, overrides: Sequence[str]) -> tuple[str, ...]:
+def train_argv(
+    config_path: str | Path, overrides: Sequence[str], profile: ProfilePlan | None = None
+) -> tuple[str, ...]:
     settings = [part for override in overrides for part in ("--set", override)]
-    return (sys.executable, "-m", "lmscale.cli.main", "train", str(config_path), *settings)
+    words = (*settings, *(profile.words if profile else ()))
+    return (sys.executable, "-m", "lmscale.cli.main", "train", str(config_path), *words)
 
 
 def launch_local(
-    config_path: str | Path, overrides: Sequence[str], *, num_ranks: int | None
+    config_path: str | Path,
+    overrides: Sequence[str],
+    *,
+    num_ranks: int | None,
+    profile: ProfilePlan | None = None,
 ) -> Outcome:
     """Train on this machine with ``num_ranks`` ranks, until all have ended. None: as many as the
     machine has GPUs, or its cores allow; that is said.
@@ -102,6 +110,8 @@ def launch_local(
         say(why, err=True)
     with blaming(overrides):
         config.batch.plan(num_ranks)
+        if profile is not None:
+            profile.check(steps=config.train.steps, world_size=num_ranks)
         check_start(config)
         _check_data(config)
     logs = config.folder / "logs"
@@ -112,7 +122,7 @@ def launch_local(
             f"The run's folder {config.folder} cannot be made: {error}. Set run.folder."
         ) from None
     plans = plan_ranks(
-        train_argv(config_path, overrides),
+        train_argv(config_path, overrides, profile),
         num_ranks=num_ranks,
         logs=logs,
         port=find_free_port(),

@@ -13,6 +13,7 @@ from lmscale.config.cluster import change_cluster, load_cluster
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.config.sbatch_options import Asked, merge_options, parse_asked, split_words
 from lmscale.errors import ConfigError
+from lmscale.runs.profiles import STEPS_OPTION, ProfilePlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class LaunchOptions:
     asked: Mapping[str, str] = field(default_factory=dict)  # of sbatch: partition, mail-user, …
     sbatch: tuple[str, ...] = ()  # what --sbatch says
     words: tuple[str, ...] = ()  # what stands behind --
+    profile: ProfilePlan | None = None  # steps that the ranks trace
     is_awaited: bool = False  # earlier jobs of its pipeline make what it reads
 
 
@@ -84,6 +86,7 @@ def find_misfits(options: LaunchOptions) -> list[str]:
         "--tasks": options.tasks is not None and not is_array,
         "--array": bool(options.axes) and options.kind != "train",
         "--chain": options.chain is not None and options.kind != "train",
+        STEPS_OPTION: options.profile is not None and options.kind != "train",
         "--step": options.step is not None and options.kind != "evaluate",
         "--nodes": options.nodes not in (None, "1") and options.kind in DATA_KINDS,
     }

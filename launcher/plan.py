@@ -120,9 +120,18 @@ def _plan_training(request: JobRequest) -> SlurmJob:
     gpus = f" and {cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else ""
     more = [f"{counts} with {count_of(cluster.ranks_per_node, 'rank')}{gpus} each."]
     more += [f"A sweep of {len(members)} runs in {folder}."] if members else []
-    command = ("-m", "launcher.rank")
+    command = ("-m", "launcher.rank", *_plan_profile(request, nodes))
     what = f"{request.name}: training on"
     return _plan(request, "train", what, *more, command=command, nodes=nodes, members=members)
+
+
+def _plan_profile(request: JobRequest, nodes: tuple[int, ...]) -> tuple[str, ...]:
+    if request.profile is None:
+        return ()
+    for config in request.runs:
+        world_size = nodes[0] * request.cluster.ranks_per_node  # with fewer nodes than asked for
+        request.profile.check(steps=config.train.steps, world_size=world_size)
+    return request.profile.words
 
 
 def _common_nodes(request: JobRequest) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from launcher.rendezvous import (
 )
 from lmscale.errors import EXIT_USER, ClusterError
 from lmscale.files.printing import say
+from lmscale.runs.profiles import RANKS_OPTION, STEPS_OPTION
 
 # Compiled kernels: thousands of ranks that lock files in one shared cache wait for each other.
 CACHES = {
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-folder", type=Path)
     parser.add_argument("--lock", type=Path, help="what the submission had installed")
     parser.add_argument("--environment", choices=("refuse", "warn"), default="refuse")
+    parser.add_argument(STEPS_OPTION, dest="profile")
+    parser.add_argument(RANKS_OPTION, dest="profile_ranks")
     options = parser.parse_args(arguments)
     try:
         planned = plan_environment(os.environ)
@@ -85,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USER
     _make_folders(planned)
     argv = [sys.executable, "-m", "lmscale.cli.main", "train", options.config]
+    for name, value in ((STEPS_OPTION, options.profile), (RANKS_OPTION, options.profile_ranks)):
+        argv += [] if value is None else [name, value]
     os.execve(sys.executable, argv, {**os.environ, **planned})
 
 

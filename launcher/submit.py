@@ -119,6 +119,7 @@ def prepare(options: LaunchOptions) -> Prepared:
         step=options.step,
         after=known.after,
         is_awaited=options.is_awaited,
+        profile=options.profile,
         sweep=sweep,
     )
     with blaming(options.overrides):

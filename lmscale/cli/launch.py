@@ -5,7 +5,15 @@ from __future__ import annotations
 import typer
 
 from lmscale.cli import launch_options as opt
-from lmscale.cli.options import ConfigArgument, JsonOption, NprocOption, SetOption, print_problems
+from lmscale.cli.options import (
+    ConfigArgument,
+    JsonOption,
+    NprocOption,
+    ProfileOption,
+    ProfileRanksOption,
+    SetOption,
+    print_problems,
+)
 
 app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
 
@@ -15,6 +23,8 @@ def local(
     config: ConfigArgument,
     nproc: NprocOption = "auto",
     set_: SetOption = None,
+    profile: ProfileOption = None,
+    profile_ranks: ProfileRanksOption = None,
 ) -> None:
     """Train CONFIG with N ranks on this machine.
 
@@ -23,8 +33,14 @@ def local(
     """
     from launcher.local import launch_local
     from launcher.local_ranks import parse_nproc
+    from lmscale.runs.profiles import parse_profile
 
-    outcome = launch_local(config, set_ or (), num_ranks=parse_nproc(nproc))
+    outcome = launch_local(
+        config,
+        set_ or (),
+        num_ranks=parse_nproc(nproc),
+        profile=parse_profile(profile, profile_ranks),
+    )
     print_problems(outcome.problems)
     raise typer.Exit(outcome.exit_code)
 
@@ -36,6 +52,8 @@ def slurm(
     cluster: opt.ClusterOption,
     nodes: opt.NodesOption = None,
     set_: SetOption = None,
+    profile: ProfileOption = None,
+    profile_ranks: ProfileRanksOption = None,
     dry_run: opt.DryRunOption = False,
     check: opt.CheckOption = False,
     job: opt.JobOption = "train",
@@ -67,6 +85,7 @@ def slurm(
     """
     from launcher.options import LaunchOptions
     from lmscale.cli.launch_slurm import How, launch_all, launch_one
+    from lmscale.runs.profiles import parse_profile
 
     asked = {"partition": partition, "account": account, "qos": qos, "reservation": reservation}
     asked |= {"constraint": constraint, "exclude": exclude, "nodelist": nodelist}
@@ -75,6 +94,7 @@ def slurm(
         config=config,
         cluster=cluster,
         overrides=tuple(set_ or ()),
+        profile=parse_profile(profile, profile_ranks),
         kind="preflight" if preflight_only else "train" if job == "all" else job,
         nodes=nodes,
         time=time,
@@ -88,8 +108,5 @@ def slurm(
         sbatch=tuple(sbatch or ()),
         words=tuple(ctx.args),
     )
-    how = How(dry_run=dry_run, check=check, as_json=as_json)
-    if job == "all" and not preflight_only:
-        launch_all(options, how)
-    else:
-        launch_one(options, how)
+    launch = launch_all if job == "all" and not preflight_only else launch_one
+    launch(options, How(dry_run=dry_run, check=check, as_json=as_json))

@@ -48,6 +48,18 @@ NprocOption = Annotated[
         help="Ranks to start; auto: one for each GPU, or what the cores allow.",
     ),
 ]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="A:B",
+        help="Trace steps A to B: RUN/profiles has where their time and memory went.",
+    ),
+]
+ProfileRanksOption = Annotated[
+    str | None,
+    typer.Option("--profile-ranks", metavar="N,N|all", help="Which ranks trace; default: 0 alone."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 

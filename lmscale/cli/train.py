@@ -7,13 +7,19 @@ import time
 
 import typer
 
-from lmscale.cli.options import ConfigArgument, SetOption
+from lmscale.cli.options import ConfigArgument, ProfileOption, ProfileRanksOption, SetOption
 from lmscale.config import RunConfig, load_config
 from lmscale.config.load import blaming
 from lmscale.errors import EXIT_RESUMABLE
+from lmscale.runs.profiles import ProfilePlan, parse_profile
 
 
-def train(config: ConfigArgument, set_: SetOption = None) -> None:
+def train(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    profile: ProfileOption = None,
+    profile_ranks: ProfileRanksOption = None,
+) -> None:
     """Train CONFIG, from its newest checkpoint if it has one.
 
     Exit codes: 0 finished; 75 ended early and resumable, on request, or with a message that says
@@ -23,16 +29,17 @@ def train(config: ConfigArgument, set_: SetOption = None) -> None:
     from launcher.rank import join_step, redirect_output
 
     is_step = join_step(os.environ)
+    plan = parse_profile(profile, profile_ranks)
     loaded = load_config(config, set_ or ())
     if is_step:
         redirect_output(loaded.folder, int(os.environ["RANK"]))
     with blaming(set_ or ()):
-        stop_reason = run_training(loaded)
+        stop_reason = run_training(loaded, plan)
     if stop_reason is not None:
         raise typer.Exit(EXIT_RESUMABLE)
 
 
-def run_training(config: RunConfig) -> str | None:
+def run_training(config: RunConfig, profile: ProfilePlan | None = None) -> str | None:
     """Train on this rank; all ranks call it. Why it stopped early, or None when it finished."""
     began_at = time.time()
     from lmscale.files.progress import progress
@@ -40,9 +47,13 @@ def run_training(config: RunConfig) -> str | None:
     from lmscale.runs.stop import StopRequests
 
     ranks = ranks_from_environment()
+    if profile is not None:
+        profile.check(steps=config.train.steps, world_size=ranks.world_size)
+        # torch's tracing library prints lines of its own; it looks as torch is loaded.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with StopRequests(config.folder, watch_file=ranks.is_first, leaves_at_once=True) as stop:
         # Only here: torch and DeepSpeed take seconds to import, and a request is heard meanwhile.
         with progress("loading torch and DeepSpeed"):
             from lmscale.train.session import train_run
 
-        return train_run(config, ranks, stop, began_at)
+        return train_run(config, ranks, stop, began_at, profile)

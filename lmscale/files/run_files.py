@@ -24,6 +24,7 @@ SAVE_FILE = "save"  # asks a run to save and to go on
 FAULTS_FILE = "faults.jsonl"  # what was made to fail on purpose
 COMMITS_FILE = "commits.jsonl"  # which checkpoints there are
 RESUMES_FILE = "resumes.jsonl"  # what every start took up, and what it passed over
+PROFILES = "profiles"  # what `--profile` has seen of some steps: runs/profiles.py
 EXPORTS = "exports"  # the folder in which its exports are, or are made for a place elsewhere
 EXPORTS_FILE = "exports.jsonl"  # which of its checkpoints were exported while it trained
 STUDENTS_FILE = "students.jsonl"  # which distillations learn from which of its checkpoints

@@ -17,6 +17,9 @@ PROGRESS_SECONDS = 15.0  # a kill loses at most this much detail; a month of row
 LEAP_SECONDS = 900.0  # a clock does not run so wrong: it was set, or the machine was suspended
 STRETCH_SECONDS = 900.0  # long enough to hold a save or an evaluation, short enough to be of now
 STEP_SECONDS = "speed/step_seconds"
+PROFILED_STEPS = (
+    "speed/profiled_steps"  # of a line: steps under a profiler, whose time tells nothing
+)
 FINISHED = "finished"
 EARLY = "stopped early"  # begins the reason of a run that ended well before ``train.steps``
 FIRST_SECONDS = 1.0  # the first rows come sooner: a run that is killed all the time gets on as well
@@ -301,6 +304,8 @@ def forecast(
     rows = next(filter(None, stretches), None)
     if not rows or step >= steps:
         return None
+    profiled = [number for number, row in enumerate(rows) if row.get(PROFILED_STEPS)]
+    rows = rows[profiled[-1] if profiled else 0 :]  # steps under a profiler took longer
     last = rows[-1]
     recent = [row for row in rows if row["time"] >= last["time"] - STRETCH_SECONDS]
     seconds, num_steps = last["time"] - recent[0]["time"], last["step"] - recent[0]["step"]

@@ -14,6 +14,7 @@ from lmscale.guard.guard import Guard
 from lmscale.guard.state import GUARD
 from lmscale.ranks.collectives import failing_together
 from lmscale.runs.attempts import AttemptLog
+from lmscale.runs.profiles import ProfilePlan
 from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.stream.ledger import Ledger, LedgerRow, open_ledger
 from lmscale.train.assemble import Run
@@ -22,6 +23,7 @@ from lmscale.train.evidence import judge
 from lmscale.train.exporting import Exporter, open_exporter
 from lmscale.train.kept import let_go_of_exported
 from lmscale.train.pace import open_pace
+from lmscale.train.profiling import open_profiler
 from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.train.reporting import MetricsHook, progress_hook
 from lmscale.train.saver import Saver
@@ -95,7 +97,11 @@ class AfterStep:
 
 @contextmanager
 def open_after_step(
-    run: Run, stop: StopRequests, stop_reason: Callable[[], str | None], attempt: AttemptLog | None
+    run: Run,
+    stop: StopRequests,
+    stop_reason: Callable[[], str | None],
+    attempt: AttemptLog | None,
+    profile: ProfilePlan | None = None,
 ) -> Iterator[AfterStep]:
     """The hooks of a run from ``run.start`` on. All ranks together; ``attempt`` is rank 0's."""
     with ExitStack() as stack:
@@ -113,22 +119,16 @@ def open_after_step(
                 pace = stack.enter_context(open_pace(run.config, step))
                 rows = (
                     partial(_record, ledger),
-                    MetricsHook(run, counter, trackers, attempt, guard.figures, pace),
+                    MetricsHook(run, counter, trackers, attempt, guard.figures, pace, profile),
                     stack.enter_context(progress_hook(run)),
                 )
             heartbeat.tick()
+        states = {GUARD: guard.to_json}
         saver = Saver(
-            run=run,
-            counter=counter,
-            ledger=ledger,
-            trackers=trackers,
-            more_states={GUARD: guard.to_json},
+            run=run, counter=counter, ledger=ledger, trackers=trackers, more_states=states
         )
         stack.callback(saver.close)
-
-        def asked() -> str | None:
-            return SAVE_FAILED if saver.failed() else stop_reason()
-
+        asked = partial(_ask, saver, stop_reason)
         evaluator = stack.enter_context(open_evaluator(run, trackers, StopPoll(asked)))
         exporter = stack.enter_context(open_exporter(run, lambda: saver.committed_step))
         # In this order. Nothing is saved that was not recorded before, nor before it was judged;
@@ -141,6 +141,7 @@ def open_after_step(
             saver,
             evaluator,
             exporter,
+            *stack.enter_context(open_profiler(profile, run, trackers)),
         )
         after_step = AfterStep(
             run=run,
@@ -154,6 +155,10 @@ def open_after_step(
         )
         stack.callback(after_step.consume_save)  # of what was still under way
         yield after_step
+
+
+def _ask(saver: Saver, stop_reason: Callable[[], str | None]) -> str | None:
+    return SAVE_FAILED if saver.failed() else stop_reason()
 
 
 def _write_rows(hook: Hook, saver: Saver, report: StepReport) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from lmscale.config import dump_config
@@ -12,7 +12,9 @@ from lmscale.files.progress import terminal
 from lmscale.model.family import account_model
 from lmscale.ranks.device import device_name, peak_memory_bytes, peak_tflops
 from lmscale.runs.attempts import AttemptLog
+from lmscale.runs.goodput import PROFILED_STEPS, STEP_SECONDS
 from lmscale.runs.loss_curves import TRAINED
+from lmscale.runs.profiles import ProfilePlan
 from lmscale.runs.trackers import Trackers
 from lmscale.stream.mixture_changes import describe_change, find_changes
 from lmscale.train.assemble import Run
@@ -22,6 +24,17 @@ from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
+
+SPEEDS = (
+    "speed/targets_per_second",
+    "speed/positions_per_second",
+    "speed/mfu_dense",
+    "speed/mfu_causal",
+    "speed/peak_tflops",
+    STEP_SECONDS,
+    "speed/data_wait_seconds",
+    "speed/data_wait_fraction",
+)
 
 
 class MetricsHook:
@@ -39,7 +52,9 @@ class MetricsHook:
         attempt: AttemptLog,
         more_figures: Callable[[], Mapping[str, float]],
         pace: Pace,
+        profile: ProfilePlan | None = None,
     ) -> None:
+        self._profile = profile
         self._run, self._counter, self._more_figures = run, counter, more_figures
         self._pace = pace
         self._trackers, self._attempt = trackers, attempt
@@ -71,7 +86,7 @@ class MetricsHook:
                 values["train/loss"],
                 report.learning_rate,
                 report.gradient_norm,
-                f"{values['speed/targets_per_second']:,.0f}",
+                render_speed(values["speed/targets_per_second"]),
                 100 * (values["speed/data_wait_fraction"] or 0),
                 self._pace.told(),
             )
@@ -79,15 +94,9 @@ class MetricsHook:
 
     def _values(self, report: StepReport) -> dict[str, float | None]:
         rows = self._since
-        seconds = sum(row.step_seconds for row in rows)
-        targets = sum(row.targets for row in rows)
-        positions = sum(row.samples for row in rows) * self._run.config.stream.sequence_length
-        # Both MFUs count every position of a window, padding included, as everybody's do.
-        achieved = positions / seconds / self._run.ranks.world_size / 1e12  # per device, × FLOPs
-        mfu = {
-            f"speed/mfu_{name}": achieved * flops / self._peak if self._peak else None
-            for name, flops in (("dense", self._flops.dense), ("causal", self._flops.causal))
-        }
+        profile = self._profile
+        # What a profiler slows down tells no speed.
+        timed = [row for row in rows if profile is None or not profile.covers(row.step)]
         goodput = self._attempt.goodput()
         return {
             **{f"train/{name}": value for name, value in mean_figures(rows).items()},
@@ -96,13 +105,8 @@ class MetricsHook:
             "train/loss_scale": report.loss_scale,
             "train/tokens": self._counter.now.tokens,
             "train/skipped_steps": self._counter.now.skipped_steps,
-            "speed/targets_per_second": targets / seconds,
-            "speed/positions_per_second": positions / seconds,
-            **mfu,
-            "speed/peak_tflops": self._peak,
-            "speed/step_seconds": seconds / len(rows),
-            "speed/data_wait_seconds": sum(row.wait_seconds for row in rows) / len(rows),
-            "speed/data_wait_fraction": sum(row.wait_seconds for row in rows) / seconds,
+            **self._speeds(timed),
+            PROFILED_STEPS: len(rows) - len(timed) or None,
             "speed/goodput": goodput.fraction,
             "speed/running_goodput": goodput.running_fraction,
             **{f"goodput/{cause}": round(v, 5) for cause, v in goodput.fractions.items()},
@@ -112,6 +116,26 @@ class MetricsHook:
             **self._more_figures(),
         }
 
+    def _speeds(self, rows: Sequence[StepReport]) -> dict[str, float | None]:
+        if not rows:
+            return dict.fromkeys(SPEEDS)
+        seconds = sum(row.step_seconds for row in rows)
+        positions = sum(row.samples for row in rows) * self._run.config.stream.sequence_length
+        # Both MFUs count every position of a window, padding included, as everybody's do.
+        achieved = positions / seconds / self._run.ranks.world_size / 1e12  # per device, × FLOPs
+        waited = sum(row.wait_seconds for row in rows)
+        figures = (
+            sum(row.targets for row in rows) / seconds,
+            positions / seconds,
+            achieved * self._flops.dense / self._peak if self._peak else None,
+            achieved * self._flops.causal / self._peak if self._peak else None,
+            self._peak,
+            seconds / len(rows),
+            waited / len(rows),
+            waited / seconds,
+        )
+        return dict(zip(SPEEDS, figures, strict=True))
+
     def _mixture_figures(self, n: int) -> dict[str, float]:
         """Of every source its share of the samples up to ``n``, and how often it was read."""
         stream = self._run.stream
@@ -119,6 +143,11 @@ class MetricsHook:
         return {f"mixture/{name}/share": share for name, share in shares.items()} | {
             f"mixture/{name}/epochs": times for name, times in epochs.items()
         }
+
+
+def render_speed(targets_per_second: float | None) -> str:
+    """For a line of the log, where all steps of a line may have been profiled."""
+    return "-" if targets_per_second is None else f"{targets_per_second:,.0f}"
 
 
 @contextmanager

@@ -48,6 +48,7 @@ from lmscale.runs.goodput import FINISHED
 from lmscale.runs.lease import Lease
 from lmscale.runs.leftovers import remove_leftovers
 from lmscale.runs.logs import IN_FILE_ALONE, setup_logging
+from lmscale.runs.profiles import ProfilePlan
 from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.train.after_step import AfterStep, open_after_step
 from lmscale.train.assemble import Run, open_run
@@ -67,7 +68,13 @@ logger = logging.getLogger(__name__)
 PEER_SECONDS = 0.5  # for the signal that may have ended the others to reach this rank too
 
 
-def train_run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -> str | None:
+def train_run(
+    config: RunConfig,
+    ranks: Ranks,
+    stop: StopRequests,
+    began_at: float,
+    profile: ProfilePlan | None = None,
+) -> str | None:
     """Train on this rank; all ranks call it. Why it stopped early, or None when it finished.
 
     ``began_at``: when the process began, seconds since 1970. Raises ``LmscaleError``.
@@ -76,7 +83,7 @@ def train_run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: flo
     try:
         with open_session(config, ranks, stop) as (device, lease):
             config = settle_precision(config, ranks, device)
-            _train_with_rewinds(config, ranks, device, lease, stop, began_at)
+            _train_with_rewinds(config, ranks, device, lease, stop, began_at, profile)
     except StoppedError as stopped:
         reason = stopped.reason
     except Exception as error:
@@ -131,6 +138,7 @@ def _train_with_rewinds(
     lease: Lease,
     stop: StopRequests,
     began_at: float,
+    profile: ProfilePlan | None,
 ) -> None:
     """Open the run and train it, anew after every rewind, with the engine of before."""
 
@@ -158,7 +166,7 @@ def _train_with_rewinds(
                     elif attempt is not None:  # rewound, perhaps to before its first step
                         attempt.rewound(run.start.step)
                 engine = run.engine
-                is_done = train_until_rewound(run, stop, stop_reason, attempt)
+                is_done = train_until_rewound(run, stop, stop_reason, attempt, profile)
 
 
 def warn_of_slow(config: RunConfig, ranks: Ranks, *, on_cpu: bool) -> None:
@@ -186,7 +194,11 @@ def open_run_attempt(run: Run, began_at: float) -> AbstractContextManager[Attemp
 
 
 def train_until_rewound(
-    run: Run, stop: StopRequests, stop_reason: Callable[[], str | None], attempt: AttemptLog | None
+    run: Run,
+    stop: StopRequests,
+    stop_reason: Callable[[], str | None],
+    attempt: AttemptLog | None,
+    profile: ProfilePlan | None = None,
 ) -> bool:
     """Train to the end (True), or until the run has been rewound and must be opened again."""
     steps = run.config.train.steps
@@ -213,7 +225,7 @@ def train_until_rewound(
         return True
 
     early_stop: str | None = None
-    with open_after_step(run, stop, stop_reason, attempt) as after_step:
+    with open_after_step(run, stop, stop_reason, attempt, profile) as after_step:
         stop.leave_unless(after_step.has_work, end)
         try:
             _train(run, after_step)

@@ -15,8 +15,8 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +28,7 @@ from lmscale.files.run_rows import Seconds
 from lmscale.files.strangers import Count, Flag, Instant, Text
 from lmscale.ranks.attempt import attempt_from_environment, node_name
 from lmscale.ranks.ranks import Ranks
+from lmscale.watch.phases import BETWEEN_STEPS, START, PhaseClock
 
 if TYPE_CHECKING:
     import torch
@@ -35,12 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HEARTBEATS_FOLDER = "heartbeats"
-START = "start"
-REWIND = "rewind"
-BETWEEN_STEPS = "hooks"
-FIRST_OF_STEP = "forward"
-# The loop's own way to its first step is a part of getting there.
-_ON_THE_WAY = ("data", "agree", "hooks")
 END = "end"  # the rank has left the run in good order
 # Of all ranks together: 512 ranks write every 10 s, which a shared file system does not notice.
 MAX_WRITES_PER_SECOND = 50.0
@@ -263,44 +258,6 @@ class _Stopwatch:
         return sum(start.elapsed_time(end) for start, end in pairs) / 1e3
 
 
-class PhaseClock:
-    """Adds up the seconds per phase. Begins in ``start``, which lasts until the first step.
-
-    ``rewind`` lasts until the next step, too, with the loading. Other threads have no phases.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._lock = threading.RLock()  # another thread may ask, and a signal's handler
-        self._main = threading.main_thread().ident
-        self._seconds: dict[str, float] = {}
-        self._name, self._since = START, clock()
-        self._setup: str | None = START
-
-    def enter(self, name: str) -> None:
-        """The process begins something else."""
-        if threading.get_ident() != self._main:
-            return
-        if name == FIRST_OF_STEP:
-            self._setup = None
-        elif name == REWIND:
-            self._setup = REWIND
-        elif self._setup is not None and (name in _ON_THE_WAY or self._setup == REWIND):
-            name = self._setup
-        with self._lock:
-            now = self._clock()
-            self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
-            self._name, self._since = name, now
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of every phase so far, the running one included; they only ever grow."""
-        with self._lock:
-            seconds = dict(self._seconds)
-            running = self._clock() - self._since
-            seconds[self._name] = seconds.get(self._name, 0.0) + running
-            return seconds
-
-
 _current: Heartbeat | None = None
 _phases = PhaseClock()  # from this module's import on, with or without a heartbeat
 
@@ -317,6 +274,19 @@ def phase(name: str, step: int | None = None) -> None:
 def phase_seconds() -> dict[str, float]:
     """Seconds of this process in each phase so far."""
     return _phases.seconds()
+
+
+@contextmanager
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """A block in which the main thread tells ``listener`` each phase as it begins, and first the
+    one that it is in.
+    """
+    listener(_phases.current)
+    _phases.listener = listener
+    try:
+        yield
+    finally:
+        _phases.listener = None
 
 
 # The others are the methods of this process's heartbeat, if one is open.

@@ -14,6 +14,7 @@ import pytest
 from launcher import local
 from launcher.local import launch_local, plan_ranks, run_ranks, train_argv
 from lmscale.errors import ConfigError
+from lmscale.runs.profiles import ProfilePlan
 
 ROOT = Path(__file__).parents[2]
 # What every rank script begins with: it says that it listens, and how it stops on request.
@@ -110,6 +111,8 @@ def test_a_rank_runs_lmscale_train_with_the_same_overrides():
         *("-m", "lmscale.cli.main", "train", "c.yaml"),
         *("--set", "train.steps=2", "--set", "run.name=x"),
     )
+    profiled = train_argv("c.yaml", [], ProfilePlan(first=3, last=5))
+    assert profiled[-4:] == ("--profile", "3:5", "--profile-ranks", "0")
 
 
 def test_ranks_that_finish_give_0_and_keep_their_output(tmp_path, monkeypatch):

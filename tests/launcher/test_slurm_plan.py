@@ -26,6 +26,7 @@ from launcher.sweep import (
 )
 from lmscale.config.assets import find_assets
 from lmscale.errors import ConfigError
+from lmscale.runs.profiles import ProfilePlan
 
 GPUS = "time: 1:00:00\ngpus_per_node: 8\nmemory_per_node: 800G\nexclusive: true\n"
 
@@ -55,6 +56,16 @@ def test_a_number_of_nodes_that_cannot_be_used_names_those_that_can():
         plan_job(make_request(GPUS, min_nodes=3, max_nodes=3), "train")
     assert "cannot be dealt evenly to 24 ranks" in str(caught.value)
     assert "With 8 ranks a node that is --nodes 1 or 2 or 4 or 8." in str(caught.value)
+
+
+def test_steps_to_profile_go_to_every_rank_and_are_steps_that_the_run_does():
+    plan = ProfilePlan(first=10, last=12, ranks=(0, 7))
+    job = plan_job(make_request(GPUS, profile=plan), "train")
+    assert "launcher.rank --profile 10:12 --profile-ranks 0,7" in render(job)
+    late = replace(plan, last=10**9, ranks=(8,))
+    with pytest.raises(ConfigError) as caught:
+        plan_job(make_request(GPUS, profile=late), "train")
+    assert len(caught.value.problems) == 2
 
 
 def test_ranks_of_a_node_that_never_fit_are_told():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rank import CACHES, plan_environment
+from launcher.rank import CACHES, main, plan_environment
 from launcher.rendezvous import rendezvous_from_slurm
 from lmscale.errors import ClusterError
 from lmscale.runs.installed import find_differences, parse_lock, read_installed, render_lock
@@ -49,6 +49,22 @@ def test_a_port_that_is_none_is_told_with_everything_else(port):
         rendezvous_from_slurm({**TASK, "MASTER_PORT": port, "SLURM_PROCID": "x"})
     assert len(caught.value.problems) == 2
     assert f"MASTER_PORT = {port!r} is not a TCP port." in caught.value.problems
+
+
+def test_a_rank_is_told_which_steps_to_profile(monkeypatch):
+    class StartedError(Exception):
+        pass
+
+    def start(program, argv, environment):
+        raise StartedError(argv[argv.index("train") :])
+
+    monkeypatch.setattr(os, "execve", start)
+    for name, value in TASK.items():
+        monkeypatch.setenv(name, value)
+    for words in ((), ("--profile", "3:5", "--profile-ranks", "0,7")):
+        with pytest.raises(StartedError) as started:
+            main([*words, "c.yaml"])
+        assert started.value.args == (["train", "c.yaml", *words],)
 
 
 def test_caches_of_compiled_kernels_are_local_to_the_node_unless_set():

@@ -40,3 +40,15 @@ def test_without_a_line_or_without_steps_left_there_is_no_forecast():
     assert forecast([], starts=[0.0], step=0, steps=10, goodput=1.0) is None
     assert forecast([row(10, 5.0)], starts=[0.0], step=10, steps=10, goodput=1.0) is None
     assert forecast([row(10, 5.0)], starts=[], step=9, steps=10, goodput=1.0) is None
+
+
+def test_steps_under_a_profiler_do_not_make_the_forecast_longer():
+    before = [row(n, 100.0 + 2 * n) for n in range(5)]
+    profiled = {"step": 6, "time": 500.0, "speed/profiled_steps": 2}
+    after = [row(6 + n, 500.0 + 2 * n) for n in range(1, 4)]
+    lines = [*before, {**profiled, "speed/step_seconds": 2.0}, *after]
+    found = forecast(lines, starts=[0.0], step=9, steps=19, goodput=1.0)
+    assert found is not None and found.seconds_left == pytest.approx(20)
+    # A line of such steps alone has no speed.
+    found = forecast([*before, profiled], starts=[0.0], step=6, steps=16, goodput=1.0)
+    assert found is not None and found.seconds_left == pytest.approx(20)

@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from lmscale.train import after_step
+from lmscale.train import after_step, profiling
 
 SAVED = ("compare", "save", "score", "export")
 HOOKS = ("count", "show", "progress", *SAVED)
@@ -66,3 +66,19 @@ def test_a_request_after_the_evaluation_that_ends_a_run_does_not_make_it_end_oth
         evaluator.early_stop, evaluator.scored_step = why, 3
         follow(REPORT)
         assert evaluator.poll.now.called == (why is None)
+
+
+def test_a_profile_is_looked_at_behind_all_else_and_is_not_there_unless_it_is_asked_for(
+    called, monkeypatch
+):
+    profiler = MagicMock(side_effect=lambda report: called.append("profile"))
+    monkeypatch.setattr(profiling, "StepProfiler", MagicMock(return_value=profiler))
+    for plan, seen in ((None, []), (MagicMock(), ["profile"])):
+        called.clear()
+        opened = after_step.open_after_step(
+            MagicMock(), MagicMock(), lambda: None, MagicMock(), plan
+        )
+        with opened as follow:
+            follow(REPORT)
+        assert called == ["count", "record", "show", "progress", "judge", *SAVED, *seen]
+    profiler.close.assert_called_once()

@@ -268,3 +268,16 @@ def test_the_device_times_its_own_work(run_folder):
             torch.cuda.synchronize()
             heartbeat.end_step(0.0)
         assert 1e-4 < beats.observe().forward_seconds < 10
+
+
+def test_a_listener_hears_every_phase_from_the_one_under_way_on_and_then_nothing_more():
+    heartbeat.phase("forward", 1)
+    heard = []
+    with heartbeat.listening(heard.append):
+        heartbeat.phase("backward")
+        heartbeat.end_step(0.0)
+        thread = threading.Thread(target=heartbeat.phase, args=("save",))
+        thread.start()
+        thread.join()
+    heartbeat.phase("forward", 2)
+    assert heard == ["forward", "backward", "hooks"]

@@ -22,6 +22,7 @@ from lmscale.files.shard_files import MANIFEST, find_wrong_files
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.goodput import Forecast, forecast
 from lmscale.runs.origins import Origin, read_origins
+from lmscale.runs.profiles import find_profiles
 from lmscale.runs.run_folder import read_status
 from lmscale.runs.starts import is_one_of, newest_of
 from lmscale.runs.sweep_folder import job_outputs, refuse_sweep
@@ -141,6 +142,10 @@ class RunPage:
             "watch": status.watch,
             "heartbeats": [asdict(beat) for beat in self.heartbeats],
             "submissions": list(status.submissions),
+            "profiles": {
+                steps: list(map(str, found))
+                for steps, found in find_profiles(status.folder).items()
+            },
         }
 
 

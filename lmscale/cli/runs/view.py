@@ -15,6 +15,7 @@ from lmscale.errors import LmscaleError
 from lmscale.files.printing import count_of, render_bytes, render_duration, render_time
 from lmscale.files.redact import printable, printable_name
 from lmscale.runs.origins import LABELS, describe_origin
+from lmscale.runs.profiles import describe_profiles
 from lmscale.runs.sweep_folder import job_outputs
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def _describe_page(page: RunPage) -> Lines:
     yield from _describe_places(page.heartbeats)
     yield from _describe_checkpoints(status)
     yield from _describe_guard(status)
+    for number, line in enumerate(describe_profiles(status.folder)):
+        yield "" if number else "profiles", line
     show = f"lmscale runs logs {status.folder}"
     show += " --job" if state.name == "failed" and state.job is not None else ""
     yield "logs", f"{status.folder / 'logs'} ({show})"
