@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from lmscale.config.model import DecoderConfig, Sizes
-from lmscale.config.model_base import GATED
 from lmscale.model.attention import Attention, KeyValueCache
-from lmscale.model.family import Account, Family, Flops, Head, Model
+from lmscale.model.family import Family, Head, Model
 from lmscale.model.feed_forward import build_feed_forward
 from lmscale.model.initialize import Embedding, Linear, build_norm
 from lmscale.model.layout import (
@@ -25,6 +24,7 @@ from lmscale.model.layout import (
 from lmscale.model.mup import scale_matrices
 from lmscale.model.recompute import run_block
 from lmscale.model.rotary import plan_rotation
+from lmscale.plan.account import account_decoder
 
 
 class Block(nn.Module):
@@ -205,42 +205,4 @@ class Decoder(Model):
         return self.extend(ids_BT, state)
 
 
-def account(settings: DecoderConfig, sizes: Sizes) -> Account:
-    """N, the parameters that a token is multiplied with, counts all but the position table and,
-    when untied, the token embedding. With tied embeddings it is nanoGPT's ``get_num_params()``.
-    """
-    config, width, inner = settings, settings.width, settings.resolved_ffn_width
-    queries = config.heads * config.resolved_head_width
-    keys = config.resolved_kv_heads * config.resolved_head_width
-    rows = queries + 2 * keys
-    first = 2 * inner if config.activation in GATED else inner
-    matrices = width * rows + queries * width + width * first + inner * width
-    biases = rows + width + first + width if config.bias else rows * config.qkv_bias
-    norm = 2 * width if config.norm == "layernorm" and config.bias else width
-    norms = 4 if config.output_norms else 2
-    qk_norms = 2 * config.resolved_head_width if config.qk_norm else 0
-    parameters = {
-        "embedding": sizes.vocab_size * width,
-        "positions": sizes.max_positions * width if config.positions == "learned" else 0,
-        "blocks": config.layers * (matrices + biases + norms * norm + qk_norms),
-        "norm": norm,
-        "classifier": config.text_classes * width,
-        "head": 0 if config.tied_embeddings else sizes.vocab_size * width,
-    }
-    # Of the head, whoever owns its matrix; classes are told by one token of a document.
-    logits = 0 if config.text_classes else sizes.vocab_size * width
-    computing = parameters["blocks"] + norm + logits
-    length = sizes.sequence_length
-    seen = [min(window or length, length) for window in config.layer_windows]
-    causal = sum(keys - keys**2 / (2 * length) for keys in seen)  # a window's first tokens see less
-    return Account(
-        parameters=parameters,
-        flops=Flops(
-            dense=6 * computing + 12 * queries * sum(seen),
-            causal=6 * computing + 12 * queries * causal,
-            products=6.0 * computing,
-        ),
-    )
-
-
-DECODER = Family(build=Decoder, account=account)
+DECODER = Family(build=Decoder, account=account_decoder)

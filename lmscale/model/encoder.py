@@ -16,12 +16,13 @@ from torch.nn.attention.flex_attention import BlockMask
 from lmscale.config.model import EncoderConfig, Sizes
 from lmscale.config.model_base import GATED
 from lmscale.model.attention import Attention
-from lmscale.model.family import Account, Family, Flops, Head, Model
+from lmscale.model.family import Family, Head, Model
 from lmscale.model.feed_forward import FUNCTIONS, build_feed_forward
 from lmscale.model.initialize import Embedding, Linear, build_norm
 from lmscale.model.layout import Layout, attention_backend, build_layout
 from lmscale.model.recompute import run_block
 from lmscale.model.rotary import plan_rotation
+from lmscale.plan.account import account_encoder
 
 
 class EncoderBlock(nn.Module):
@@ -172,34 +173,4 @@ class Encoder(Model):
         return self.blocks
 
 
-def account(settings: EncoderConfig, sizes: Sizes) -> Account:
-    """The FLOPs are those of the blocks: embeddings are looked up, and the head's products are of
-    the targets alone, a small part of the tokens. Nothing is causal, so both conventions agree.
-    """
-    config, width, inner = settings, settings.width, settings.resolved_ffn_width
-    first = 2 * inner if config.activation in GATED else inner
-    norm = 2 * width if config.norm == "layernorm" and config.bias else width
-    dense = width * width + (width if config.bias else 0)
-    matrices = 4 * width * width + width * first + inner * width
-    biases = 4 * width + first + width if config.bias else 0
-    num_norms = 2 * config.layers  # of the first block one less, and one more after the last
-    blocks = config.layers * (matrices + biases) + num_norms * norm
-    parameters = {
-        "embedding": sizes.vocab_size * width,
-        "positions": sizes.max_positions * width if config.positions == "learned" else 0,
-        "types": config.token_types * width,
-        "embedding_norm": norm,
-        "blocks": blocks,
-        "pooler": dense if config.pooler else 0,
-        "classifier": (width + 1) * (config.text_classes + config.token_classes),
-        "head": dense + norm + sizes.vocab_size * (1 if config.tied_embeddings else 1 + width),
-    }
-    length = sizes.sequence_length
-    seen = sum(min(2 * window - 1, length) if window else length for window in config.layer_windows)
-    flops = 6.0 * blocks + 12 * width * seen
-    return Account(
-        parameters=parameters, flops=Flops(dense=flops, causal=flops, products=6.0 * blocks)
-    )
-
-
-ENCODER = Family(build=Encoder, account=account)
+ENCODER = Family(build=Encoder, account=account_encoder)

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmscale.config.model import EncoderDecoderConfig, Sizes
-from lmscale.config.model_base import GATED
 from lmscale.model.attention import KeyValueCache
-from lmscale.model.family import Account, CrossModel, Family, Flops, Head
+from lmscale.model.family import CrossModel, Family, Head
 from lmscale.model.feed_forward import FeedForward
 from lmscale.model.initialize import Embedding, Linear, build_norm
 from lmscale.model.recompute import run_block
 from lmscale.model.relative import RelativeBias
+from lmscale.plan.account import account_encoder_decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,44 +323,4 @@ def _same_document(documents_BT: Tensor, documents_BS: Tensor) -> Tensor:
     return same_BTS & (documents_BS > 0)[:, None, :]
 
 
-def account(settings: EncoderDecoderConfig, sizes: Sizes) -> Account:
-    """FLOPs are those of a window's two sequences, divided by the window's tokens."""
-    config, width, inner = settings, settings.width, settings.resolved_ffn_width
-    queries = config.heads * config.resolved_head_width
-    norm = 2 * width if config.norm == "layernorm" and config.bias else width
-    read_bias, write_bias = (queries + width, 2 * queries) if config.bias else (0, 0)
-    # Of an attention what is applied to its queries' sequence, and to its keys' one.
-    for_queries, for_keys = 2 * width * queries + read_bias, 2 * width * queries + write_bias
-    first = 2 * inner if config.activation in GATED else inner
-    feed_forward = width * first + inner * width + ((first + width) if config.bias else 0)
-    encoder = config.layers * (for_queries + for_keys + feed_forward + 2 * norm)
-    layers = config.resolved_decoder_layers
-    decoder = layers * (2 * for_queries + for_keys + feed_forward + 3 * norm)
-    cross_keys = layers * for_keys
-    is_relative, logits = config.positions == "relative", sizes.vocab_size * width
-    one_table = (
-        config.relative_buckets * config.heads if is_relative else sizes.max_positions * width
-    )
-    parameters = {
-        "embedding": logits,
-        "positions": 2 * one_table,
-        "encoder": encoder,
-        "decoder": decoder + cross_keys,
-        "norm": 2 * norm,  # at the end of each stack, or behind its embeddings
-        "head": 0 if config.tied_embeddings else logits,
-    }
-    read, written = sizes.pair_lengths or (sizes.sequence_length, sizes.sequence_length)
-    computing = read * (encoder + norm + cross_keys) + written * (decoder + norm + logits)
-    own = 12 * queries * layers * written * written
-    others = 12 * queries * (config.layers * read * read + layers * written * read)
-    return Account(
-        parameters=parameters,
-        flops=Flops(
-            dense=(6 * computing + own + others) / sizes.sequence_length,
-            causal=(6 * computing + own / 2 + others) / sizes.sequence_length,
-            products=6 * computing / sizes.sequence_length,
-        ),
-    )
-
-
-ENCODER_DECODER = Family(build=EncoderDecoder, account=account)
+ENCODER_DECODER = Family(build=EncoderDecoder, account=account_encoder_decoder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from lmscale.errors import ConfigError
 from lmscale.model.attention import cap_softly
 from lmscale.model.initialize import Declared, undeclared_parameters
 from lmscale.model.lora import add_adapters, is_adapter
+from lmscale.plan.account import Account, with_adapters
 
 
 class Head(nn.Module):
@@ -162,40 +163,6 @@ class CrossModel(Model):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flops:
-    """FLOPs per token of a forward and a backward pass, without recomputation: the M of MFU.
-
-    A multiplication and an addition are two FLOPs; the backward pass costs twice the forward.
-    Masked documents shorten attention further; neither convention counts that.
-    """
-
-    dense: float
-    """6N + what every token spends on looking at the whole window (PaLM, app. B), or at as much of
-    it as a layer's sliding window.
-    """
-    causal: float
-    """The same with a look at what a causal mask leaves of it: half of a whole window."""
-    products: float = 0.0
-    """What of both is of products with parameters. Of those that stay as they are, a third is not
-    computed: their own gradient.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Account:
-    """What a model costs, computed from its settings and sizes without building it."""
-
-    parameters: Mapping[str, int]
-    """Part of the model → its number of parameters; a tied matrix counts once."""
-    flops: Flops
-    """Of a token in a window of ``Sizes.sequence_length``."""
-
-    @property
-    def total(self) -> int:
-        return sum(self.parameters.values())
-
-
-@dataclass(frozen=True, kw_only=True)
 class Family:
     """How the models of a family are made, as its section in the configuration names it."""
 
@@ -243,7 +210,4 @@ def account_model(settings: ModelConfig, sizes: Sizes) -> Account:
         return account
     meta = build_model_on(settings, sizes, device=torch.device("meta"), dtype=torch.float32)
     count = sum(p.numel() for name, p in meta.named_parameters() if is_adapter(name))
-    own = account.flops
-    change = 6.0 * count - own.products / 3
-    flops = replace(own, dense=own.dense + change, causal=own.causal + change)
-    return Account(parameters={**account.parameters, "adapters": count}, flops=flops)
+    return with_adapters(account, count)

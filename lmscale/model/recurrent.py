@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lmscale.config.model import RecurrentConfig, Sizes
-from lmscale.model.family import Account, Family, Flops, Head, Model
+from lmscale.model.family import Family, Head, Model
 from lmscale.model.initialize import Declared, Embedding
+from lmscale.plan.account import GATES, account_recurrent
 
 logger = logging.getLogger(__name__)
 CUDNN_WITH_BF16 = 91300  # as cuDNN counts: 9.13.0
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}  # matrices that are stored as one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,16 +130,4 @@ def warn_of_old_cudnn(version: int | None) -> None:
         )
 
 
-def account(settings: RecurrentConfig, sizes: Sizes) -> Account:
-    """Every parameter but an untied embedding is multiplied with every token."""
-    width, table = settings.width, sizes.vocab_size * settings.width
-    parameters = {
-        "embedding": table,
-        "cells": settings.layers * GATES[settings.cell] * 2 * (width * width + width),
-        "head": 0 if settings.tied_embeddings else table,
-    }
-    flops = 6.0 * (parameters["cells"] + table)
-    return Account(parameters=parameters, flops=Flops(dense=flops, causal=flops))
-
-
-RECURRENT = Family(build=Recurrent, account=account)
+RECURRENT = Family(build=Recurrent, account=account_recurrent)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -53,3 +55,44 @@ class Calibration(Section):
     products: Annotated[tuple[ProductTime, ...], Field(strict=False)] = ()
     moves: Annotated[tuple[MoveTime, ...], Field(strict=False)] = ()
     collectives: Annotated[tuple[CollectiveTime, ...], Field(strict=False)] = ()
+
+
+def interpolate(points: Mapping[tuple[int, ...], float], place: Sequence[float]) -> float:
+    """Seconds at ``place`` between points of a grid, whose logarithms are straight between the
+    grid's lines, and beyond them go on as they do at the edge.
+
+    The points need not fill the grid: where a corner is missing, the nearest that is there stands
+    for it, scaled by the ratio of the places' volumes.
+    """
+    axes = [sorted({point[axis] for point in points}) for axis in range(len(place))]
+    brackets = [_bracket(axis, value) for axis, value in zip(axes, place, strict=True)]
+    total = 0.0
+    for number in range(2 ** len(place)):
+        corner, weight = [], 1.0
+        for axis, (low, high, share) in enumerate(brackets):
+            is_high = number >> axis & 1
+            corner.append(high if is_high else low)
+            weight *= share if is_high else 1 - share
+        if weight:
+            total += weight * math.log(_corner(points, tuple(corner)))
+    return math.exp(total)
+
+
+def _bracket(axis: Sequence[int], value: float) -> tuple[int, int, float]:
+    """The grid's lines around a value, and how far from the first to the second it is."""
+    if len(axis) == 1:
+        return axis[0], axis[0], 0.0
+    index = next((i for i, line in enumerate(axis[1:], 1) if value <= line), len(axis) - 1)
+    low, high = axis[index - 1], axis[index]
+    return low, high, math.log(max(value, 1) / low) / math.log(high / low)
+
+
+def _corner(points: Mapping[tuple[int, ...], float], corner: tuple[int, ...]) -> float:
+    if corner in points:
+        return points[corner]
+
+    def distance(other: tuple[int, ...]) -> float:
+        return sum(math.log(a / b) ** 2 for a, b in zip(corner, other, strict=True))
+
+    near = min(points, key=distance)
+    return points[near] * math.prod(corner) / math.prod(near)

@@ -45,6 +45,10 @@ _PRODUCT_SHARES = {
     "mi250x": 0.767,
 }
 _USUAL_PRODUCT_SHARE = 0.803
+# The same of fused attention, both passes, of long sequences: Dao 2023 (FlashAttention-2, figures 4
+# to 7: 0.45 to 0.6 on A100, 0.25 to 0.34 on H100 by the same kernels).
+_ATTENTION_SHARES = {"a": 0.55, "v": 0.3, "h": 0.34, "g": 0.34, "b": 0.25, "m": 0.25}
+_USUAL_ATTENTION_SHARE = 0.4
 # Share of the data sheet's bandwidth that a kernel reaches which only reads and writes: about 0.9
 # of HBM in BabelStream (github.com/UoB-HPC/BabelStream), on A100 and H100.
 MEMORY_SHARE = 0.9
@@ -89,6 +93,8 @@ class Device(Section):
     """Precision → FLOP/s, dense, of the data sheet: what MFU refers to."""
     product_share: Share = _USUAL_PRODUCT_SHARE
     """Share of the peak that the best large product reaches."""
+    attention_share: Share = _USUAL_ATTENTION_SHARE
+    """Share of the peak that a fused kernel of attention reaches, both passes together."""
     memory_bytes_per_second: Rate
     """Of the data sheet, reading and writing together."""
     units: PositiveInt | None = None
@@ -199,6 +205,7 @@ def describe_accelerator(row: Accelerator) -> Device:
         memory_bytes=int(row.memory_gib * 2**30 * MEMORY_SEEN),
         peak_flops={key: rate * 1e12 for key, rate in peaks.items() if rate},
         product_share=_PRODUCT_SHARES.get(row.key, _USUAL_PRODUCT_SHARE),
+        attention_share=_ATTENTION_SHARES.get(row.key[0], _USUAL_ATTENTION_SHARE),
         memory_bytes_per_second=row.memory_gb_per_second * 1e9,
         units=row.units,
         watts=row.watts,

@@ -104,9 +104,6 @@ def measured_seconds(product: Product, precision: str, device: Device, *, backwa
     if not points:
         return 0.0
     return interpolate(
-        {
-            (p.m, p.n, p.k): p.backward_seconds if backward else p.forward_seconds
-            for p in points
-        },
+        {(p.m, p.n, p.k): p.backward_seconds if backward else p.forward_seconds for p in points},
         product,
     )

@@ -1,0 +1,205 @@
+"""How long a step takes, and why: a roofline of its operators, and of what the ranks send.
+
+    step = accumulation × (forward + backward, with what is computed again and not hidden of the
+           collectives) + the collectives at its end + the optimizer's update + the host's own work
+
+Every phase says what bounds it. The sources of the figures stand beside them, in ``devices.py``,
+``collectives.py``, ``products.py`` and ``efficiency.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lmscale.config import BatchPlan, RunConfig
+from lmscale.plan.account import account_planned
+from lmscale.plan.devices import Machine
+from lmscale.plan.efficiency import EFFICIENCY, Efficiency
+from lmscale.plan.operations import Operation, find_frozen_names, list_operations, list_parameters
+from lmscale.plan.operator_times import Spent, Surroundings, operator_time
+from lmscale.plan.traffic import Exchange, list_exchanges
+from lmscale.plan.update import update_time
+
+TOKEN_BYTES = {True: 2, False: 4}  # of a vocabulary of at most 65,536 ids, and of larger ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of the step that nothing else runs beside."""
+
+    name: str  # forward, backward or step, as a run's own phases are called
+    spent: Mapping[str, float]
+    """What it is spent on → seconds of the step: products, attention, memory, launches, links."""
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.spent.values())
+
+    @property
+    def bound_by(self) -> str:
+        return max(self.spent, key=lambda name: self.spent[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """An optimizer step of all ranks, after a warm-up of the batch."""
+
+    phases: tuple[Phase, ...]
+    batch: BatchPlan
+    ranks: int
+    tokens: int
+    """Positions of the step's windows, padding included, as MFU counts them."""
+    hidden_seconds: float
+    """Of collectives that run beside computation."""
+    mfu_dense: float | None
+    """By the device's peak; None where it has none for the precision."""
+    mfu_causal: float | None
+    achieved_flops: float
+    """FLOP/s of a device, by the dense count."""
+    data_bytes_per_second: float
+    """That a node reads of its shards."""
+    exchanged_bytes: float
+    """That a rank hands to collectives."""
+    seconds_recomputed: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def tokens_per_second_per_device(self) -> float:
+        return self.tokens_per_second / self.ranks
+
+    @property
+    def bound_by(self) -> str:
+        """What most of the step is spent on."""
+        spent: dict[str, float] = {}
+        for phase in self.phases:
+            for name, seconds in phase.spent.items():
+                spent[name] = spent.get(name, 0.0) + seconds
+        return max(spent, key=lambda name: spent[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """One micro-batch."""
+
+    forward: Spent
+    backward: Spent
+    recomputed: Spent
+
+
+def plan_step(config: RunConfig, machine: Machine, *, efficiency: Efficiency = EFFICIENCY) -> Step:
+    """The step of a configuration on a machine. Raises ``ConfigError`` where its windows cannot be
+    dealt to the ranks.
+    """
+    batch = config.batch.plan(machine.ranks)
+    where = Surroundings(
+        device=machine.device,
+        precision=config.engine.precision,
+        is_compiled=config.engine.compile,
+        efficiency=efficiency,
+    )
+    operations = list_operations(
+        config, micro_windows=batch.micro_windows, on_gpu=machine.device.kind == "gpu"
+    )
+    once = _plan_pass(operations, where)
+    shapes = list_parameters(config.model, config.sizes)
+    frozen = find_frozen_names(config, shapes)
+    elements = sum(shape.elements for shape in shapes)
+    trained = sum(shape.elements for shape in shapes if shape.name not in frozen)
+    exchanges = list_exchanges(
+        config.engine,
+        elements=elements,
+        trained=trained,
+        accumulation=batch.accumulation,
+        layers=max((operation.times for operation in operations), default=1),
+    )
+    phases = [
+        _phase("forward", once.forward * batch.accumulation, exchanges, machine, efficiency),
+        _phase(
+            "backward",
+            (once.backward + once.recomputed) * batch.accumulation,
+            exchanges,
+            machine,
+            efficiency,
+        ),
+    ]
+    updated = update_time(
+        config.engine,
+        trained=trained,
+        tensors=len(shapes) - len(frozen),
+        accumulation=batch.accumulation,
+        machine=machine,
+    )
+    phases.append(_phase("step", updated, exchanges, machine, efficiency))
+    seconds = sum(phase.seconds for phase in phases)
+    length = config.stream.sequence_length
+    tokens = batch.global_windows * length
+    adapters = sum(shape.elements for shape in shapes if shape.is_adapter)
+    flops = account_planned(config.model, config.sizes, adapters=adapters).flops
+    rate = tokens / machine.ranks / seconds
+    peak = machine.device.peak(config.engine.precision)
+    spent = sum(phase.seconds for phase in phases)
+    exposed = sum(phase.spent.get("links", 0.0) for phase in phases)
+    total = sum(each.times * each.seconds(machine) for each in exchanges)
+    node_windows = batch.global_windows / machine.nodes
+    return Step(
+        phases=tuple(phases),
+        batch=batch,
+        ranks=machine.ranks,
+        tokens=tokens,
+        hidden_seconds=max(0.0, total - exposed),
+        mfu_dense=peak and rate * flops.dense / peak,
+        mfu_causal=peak and rate * flops.causal / peak,
+        achieved_flops=rate * flops.dense,
+        data_bytes_per_second=node_windows
+        * config.window.tokens
+        * TOKEN_BYTES[config.vocab_size <= 2**16]
+        / spent,
+        exchanged_bytes=sum(each.times * each.total_bytes for each in exchanges),
+        seconds_recomputed=once.recomputed.device_seconds * batch.accumulation,
+    )
+
+
+def _plan_pass(operations: Sequence[Operation], where: Surroundings) -> _Pass:
+    forward = backward = recomputed = Spent()
+    for operation in operations:
+        once = operator_time(operation, where, backward=False)
+        forward += once * operation.times
+        recomputed += once * operation.recomputed
+        backward += operator_time(operation, where, backward=True) * operation.times
+    return _Pass(forward=forward, backward=backward, recomputed=recomputed)
+
+
+def _phase(
+    name: str,
+    spent: Spent,
+    exchanges: Sequence[Exchange],
+    machine: Machine,
+    efficiency: Efficiency,
+) -> Phase:
+    """The phase with what of its collectives is not hidden behind its computation."""
+    own = [each for each in exchanges if each.phase == name]
+    shown = sum(e.times * e.seconds(machine) for e in own if not e.is_hidden)
+    hidden = sum(e.times * e.seconds(machine) for e in own if e.is_hidden)
+    # The first bucket of a gather has nothing to run beside.
+    first = sum(e.times * e.seconds(machine) / e.buckets for e in own if e.is_hidden)
+    links = shown + max(hidden - efficiency.hidden * spent.seconds, min(first, hidden))
+    return Phase(name=name, spent=_divide(spent) | ({"links": links} if links else {}))
+
+
+def _divide(spent: Spent) -> dict[str, float]:
+    """Seconds by cause, of which the host's are those that the device waits for it."""
+    parts = {
+        "products": spent.products,
+        "attention": spent.attention,
+        "memory": spent.memory,
+        "launches": max(0.0, spent.launches - spent.device_seconds),
+    }
+    return {name: seconds for name, seconds in parts.items() if seconds} or {"memory": 0.0}
