@@ -121,5 +121,6 @@ def _pointwise(operation: Operation, where: Surroundings, *, backward: bool) -> 
         launches *= efficiency.compiled_launches
     elif launches > 1 and operation.kind == "pointwise":  # of a loss every kernel's is counted
         moved *= max(1.0, launches * efficiency.eager_traffic)
-    seconds = moved / where.bytes_per_second + launches * where.device.kernel_seconds
+    seconds = moved / (where.bytes_per_second * efficiency.pointwise)
+    seconds += launches * where.device.kernel_seconds
     return Spent(memory=seconds, launches=launches * where.device.launch_seconds)
