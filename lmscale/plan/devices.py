@@ -13,12 +13,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from lmscale.config import RunConfig
 from lmscale.config.base import MAX_BYTES, Section
 from lmscale.config.load import parse_yaml, read_text, validate_tree
 from lmscale.errors import ConfigError
 from lmscale.plan.calibration import Calibration
 from lmscale.ranks.accelerators import ACCELERATORS, Accelerator, find_accelerator
-from lmscale.ranks.device import num_cores
+from lmscale.ranks.device import num_cores, usual_precision
 
 CPU = "cpu"
 Precision = Literal["bf16", "fp16", "fp32", "fp8"]
@@ -226,11 +227,14 @@ _CPU_WATTS = 10.0  # a core
 def _this_cpu() -> Device:
     """This machine's CPU, of which nothing was measured; all of its cores."""
     cores = num_cores()
+    peaks: dict[Precision, float] = {key: cores * rate for key, rate in _CORE_FLOPS.items()}
+    if usual_precision("") == "fp32":
+        del peaks["bf16"]
     return Device(
         name=CPU,
         kind="cpu",
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        peak_flops={key: cores * rate for key, rate in _CORE_FLOPS.items()},
+        peak_flops=peaks,
         product_share=0.6,
         memory_bytes_per_second=_CORE_BYTES_PER_SECOND * cores,
         launch_seconds=LAUNCH_SECONDS,
@@ -240,6 +244,20 @@ def _this_cpu() -> Device:
         link_bytes_per_second=2e9,  # gloo through the memory of one node
         source="a guess by the number of cores; measure it: lmscale plan calibrate",
     )
+
+
+def settle_precision(config: RunConfig, device: Device) -> RunConfig:
+    """The configuration with what ``engine.precision: auto`` will be on this device
+    (``ranks/precision.py`` asks the devices themselves).
+    """
+    if config.engine.precision != "auto":
+        return config
+    has_bf16 = device.peak("bf16") is not None
+    if device.kind == CPU:
+        has_bf16 = (device.peak("bf16") or 0.0) > (device.peak("fp32") or 0.0)
+    precision = "bf16" if has_bf16 else "fp32"
+    engine = config.engine.model_copy(update={"precision": precision})
+    return config.model_copy(update={"engine": engine})
 
 
 def with_links(

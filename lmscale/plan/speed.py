@@ -13,15 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lmscale.config import BatchPlan, RunConfig
-from lmscale.plan.account import account_planned
-from lmscale.plan.devices import Machine
+from lmscale.plan.account import Flops, account_planned
+from lmscale.plan.devices import Machine, settle_precision
 from lmscale.plan.efficiency import EFFICIENCY, Efficiency
 from lmscale.plan.operations import Operation, find_frozen_names, list_operations, list_parameters
 from lmscale.plan.operator_times import Spent, Surroundings, operator_time
 from lmscale.plan.traffic import Exchange, list_exchanges
 from lmscale.plan.update import update_time
-
-TOKEN_BYTES = {True: 2, False: 4}  # of a vocabulary of at most 65,536 ids, and of larger ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +46,21 @@ class Step:
     phases: tuple[Phase, ...]
     batch: BatchPlan
     ranks: int
+    nodes: int
     tokens: int
     """Positions of the step's windows, padding included, as MFU counts them."""
-    hidden_seconds: float
-    """Of collectives that run beside computation."""
-    mfu_dense: float | None
-    """By the device's peak; None where it has none for the precision."""
-    mfu_causal: float | None
-    achieved_flops: float
-    """FLOP/s of a device, by the dense count."""
-    data_bytes_per_second: float
-    """That a node reads of its shards."""
+    flops: Flops
+    """Of a token."""
+    peak_flops: float | None
+    """Of a device; None where it has none for the precision."""
+    links_seconds: float
+    """Of all collectives, those that run beside computation included."""
     exchanged_bytes: float
     """That a rank hands to collectives."""
-    seconds_recomputed: float
+    read_bytes: int
+    """Of shards, by all ranks."""
+    recomputed_seconds: float
+    """Of a rank, what it computes again."""
 
     @property
     def seconds(self) -> float:
@@ -74,6 +73,32 @@ class Step:
     @property
     def tokens_per_second_per_device(self) -> float:
         return self.tokens_per_second / self.ranks
+
+    @property
+    def achieved_flops(self) -> float:
+        """FLOP/s of a device, by the dense count."""
+        return self.tokens_per_second_per_device * self.flops.dense
+
+    @property
+    def mfu_dense(self) -> float | None:
+        """By the data sheet's peak; None without one, as is every CPU."""
+        return self.achieved_flops / self.peak_flops if self.peak_flops else None
+
+    @property
+    def mfu_causal(self) -> float | None:
+        rate = self.tokens_per_second_per_device * self.flops.causal
+        return rate / self.peak_flops if self.peak_flops else None
+
+    @property
+    def hidden_seconds(self) -> float:
+        """Of collectives that run beside computation."""
+        shown = sum(phase.spent.get("links", 0.0) for phase in self.phases)
+        return max(0.0, self.links_seconds - shown)
+
+    @property
+    def data_bytes_per_second(self) -> float:
+        """That a node reads of its shards."""
+        return self.read_bytes / self.nodes / self.seconds
 
     @property
     def bound_by(self) -> str:
@@ -98,73 +123,79 @@ def plan_step(config: RunConfig, machine: Machine, *, efficiency: Efficiency = E
     """The step of a configuration on a machine. Raises ``ConfigError`` where its windows cannot be
     dealt to the ranks.
     """
+    config = settle_precision(config, machine.device)
     batch = config.batch.plan(machine.ranks)
+    model = _Weights.of(config)
+    operations = list_operations(
+        config, micro_windows=batch.micro_windows, on_gpu=machine.device.kind == "gpu"
+    )
     where = Surroundings(
         device=machine.device,
         precision=config.engine.precision,
         is_compiled=config.engine.compile,
         efficiency=efficiency,
     )
-    operations = list_operations(
-        config, micro_windows=batch.micro_windows, on_gpu=machine.device.kind == "gpu"
-    )
     once = _plan_pass(operations, where)
-    shapes = list_parameters(config.model, config.sizes)
-    frozen = find_frozen_names(config, shapes)
-    elements = sum(shape.elements for shape in shapes)
-    trained = sum(shape.elements for shape in shapes if shape.name not in frozen)
     exchanges = list_exchanges(
         config.engine,
-        elements=elements,
-        trained=trained,
+        elements=model.elements,
+        trained=model.trained,
         accumulation=batch.accumulation,
         layers=max((operation.times for operation in operations), default=1),
     )
-    phases = [
-        _phase("forward", once.forward * batch.accumulation, exchanges, machine, efficiency),
-        _phase(
-            "backward",
-            (once.backward + once.recomputed) * batch.accumulation,
-            exchanges,
-            machine,
-            efficiency,
-        ),
-    ]
     updated = update_time(
         config.engine,
-        trained=trained,
-        tensors=len(shapes) - len(frozen),
+        trained=model.trained,
+        tensors=model.tensors,
         accumulation=batch.accumulation,
         machine=machine,
     )
-    phases.append(_phase("step", updated, exchanges, machine, efficiency))
-    seconds = sum(phase.seconds for phase in phases)
-    length = config.stream.sequence_length
-    tokens = batch.global_windows * length
-    adapters = sum(shape.elements for shape in shapes if shape.is_adapter)
-    flops = account_planned(config.model, config.sizes, adapters=adapters).flops
-    rate = tokens / machine.ranks / seconds
-    peak = machine.device.peak(config.engine.precision)
-    spent = sum(phase.seconds for phase in phases)
-    exposed = sum(phase.spent.get("links", 0.0) for phase in phases)
-    total = sum(each.times * each.seconds(machine) for each in exchanges)
-    node_windows = batch.global_windows / machine.nodes
+    computed = {
+        "forward": once.forward * batch.accumulation,
+        "backward": (once.backward + once.recomputed) * batch.accumulation,
+        "step": updated,
+    }
+    phases = tuple(
+        _phase(name, spent, exchanges, machine, efficiency) for name, spent in computed.items()
+    )
     return Step(
-        phases=tuple(phases),
+        phases=phases,
         batch=batch,
         ranks=machine.ranks,
-        tokens=tokens,
-        hidden_seconds=max(0.0, total - exposed),
-        mfu_dense=peak and rate * flops.dense / peak,
-        mfu_causal=peak and rate * flops.causal / peak,
-        achieved_flops=rate * flops.dense,
-        data_bytes_per_second=node_windows
-        * config.window.tokens
-        * TOKEN_BYTES[config.vocab_size <= 2**16]
-        / spent,
+        nodes=machine.nodes,
+        tokens=batch.global_windows * config.stream.sequence_length,
+        flops=model.flops,
+        peak_flops=machine.device.peak(config.engine.precision),
+        links_seconds=sum(each.times * each.seconds(machine) for each in exchanges),
         exchanged_bytes=sum(each.times * each.total_bytes for each in exchanges),
-        seconds_recomputed=once.recomputed.device_seconds * batch.accumulation,
+        read_bytes=batch.global_windows
+        * config.window.tokens
+        * (2 if config.vocab_size <= 2**16 else 4),
+        recomputed_seconds=once.recomputed.device_seconds * batch.accumulation,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """A model's parameters, counted."""
+
+    elements: int
+    trained: int
+    tensors: int  # that are trained
+    flops: Flops
+
+    @classmethod
+    def of(cls, config: RunConfig) -> _Weights:
+        shapes = list_parameters(config.model, config.sizes)
+        frozen = find_frozen_names(config, shapes)
+        trained = [shape.elements for shape in shapes if shape.name not in frozen]
+        adapters = sum(shape.elements for shape in shapes if shape.is_adapter)
+        return cls(
+            elements=sum(shape.elements for shape in shapes),
+            trained=sum(trained),
+            tensors=len(trained),
+            flops=account_planned(config.model, config.sizes, adapters=adapters).flops,
+        )
 
 
 def _plan_pass(operations: Sequence[Operation], where: Surroundings) -> _Pass:
