@@ -34,7 +34,7 @@ from lmscale.engine.masters import (
     master_groups,
     masters_by_parameter,
 )
-from lmscale.engine.optimizer import STEP, element_states
+from lmscale.engine.optimizer import STEP
 from lmscale.engine.schedule_free import LARGEST_RATE, WEIGHT_SUM, Z
 from lmscale.errors import CheckpointError
 from lmscale.model import initialize
@@ -191,7 +191,7 @@ def _gather_stage_1_and_2(engine: Engine) -> None:
 
 
 def _states_of(engine: Engine, parameter: str) -> tuple[str, ...]:
-    return element_states(engine.methods[parameter], engine.config.optimizer)
+    return engine.config.optimizer.element_states(engine.methods[parameter])
 
 
 def _trained(engine: Engine) -> Iterator[Fragment]:

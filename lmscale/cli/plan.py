@@ -8,6 +8,7 @@ import typer
 
 from lmscale.cli.groups import HintingGroup
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
+from lmscale.cli.plan_ladder import ladder
 from lmscale.config import load_config
 from lmscale.files.printing import say
 
@@ -27,6 +28,8 @@ app = typer.Typer(
     help="What a run will need, before it runs; `lmscale plan CONFIG` shows it.",
     no_args_is_help=True,
 )
+
+app.command()(ladder)
 
 
 @app.command()

@@ -69,6 +69,24 @@ class OptimizerConfig(Section):
     clip_norm: float = Field(default=1.0, ge=0)
     """Global gradient norm above which gradients are scaled down; 0 never clips."""
 
+    def method_of(self, kind: str) -> str:
+        """Which of them takes a parameter of a kind (``linear``, ``embedding``, …): Muon leaves all
+        but the matrices of the blocks to AdamW, a head too, whose rows are tokens.
+        """
+        return self.kind if self.kind != "muon" or kind == "linear" else "adamw"
+
+    def element_states(self, method: str) -> tuple[str, ...]:
+        """The states that a method keeps of every element, f32, in torch's names."""
+        if method in ("adamw", "adam"):
+            return ("exp_avg", "exp_avg_sq")
+        if method == "lion":
+            return ("exp_avg",)
+        if method == "schedule_free":
+            return ("z", "exp_avg_sq")
+        if method == "adafactor" or (method == "sgd" and self.momentum == 0):
+            return ()
+        return ("momentum_buffer",)
+
 
 class ScheduleConfig(Section):
     """The learning rate as a pure function of the step."""

@@ -25,7 +25,7 @@ from lmscale.config.training import OptimizerConfig
 from lmscale.engine.adafactor import Adafactor
 from lmscale.engine.lion import Lion
 from lmscale.engine.muon import Muon
-from lmscale.engine.schedule_free import ScheduleFreeAdamW, Z, first_states
+from lmscale.engine.schedule_free import ScheduleFreeAdamW, first_states
 from lmscale.model.initialize import Declared
 
 Method = Literal["adamw", "adafactor", "adam", "lion", "muon", "schedule_free", "sgd"]
@@ -55,7 +55,7 @@ def plan_parameter_groups(
     # By: left to the rest? not decayed? declared ratio
     members: dict[tuple[bool, bool, float], list[str]] = {}
     for name, what in declared.items():
-        is_muon = config.kind == "muon" and what.kind == "linear"
+        is_muon = config.method_of(what.kind) == "muon"
         is_decayed = ("linear" if what.kind == "head" else what.kind) in config.decay
         members.setdefault((not is_muon, not is_decayed, what.lr_ratio), []).append(name)
     return tuple(
@@ -67,19 +67,6 @@ def plan_parameter_groups(
         )
         for (is_rest, is_plain, ratio), names in sorted(members.items())
     )
-
-
-def element_states(method: str, config: OptimizerConfig) -> tuple[str, ...]:
-    """The states that belong to every element of a parameter, in torch's names."""
-    if method in _ADAMS:
-        return ("exp_avg", "exp_avg_sq")
-    if method == "lion":
-        return ("exp_avg",)
-    if method == "schedule_free":
-        return (Z, "exp_avg_sq")
-    if method == "adafactor" or (method == "sgd" and config.momentum == 0):
-        return ()
-    return ("momentum_buffer",)
 
 
 def build_optimizer(
@@ -127,7 +114,7 @@ def reset_states(
         if group["method"] == "schedule_free":
             optimizer.state[master] = first_states(master)
             continue
-        states = element_states(group["method"], config)
+        states = config.element_states(group["method"])
         optimizer.state[master] = {key: torch.zeros_like(master) for key in states}
         if group["method"] in (*_ADAMS, "adafactor"):  # which count their updates
             device = master.device if group["method"] in _ADAMS else torch.device("cpu")

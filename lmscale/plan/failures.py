@@ -81,6 +81,23 @@ def find_save_interval(*, save_seconds: float, mtbf_seconds: float) -> float:
     return first * (1 + math.sqrt(ratio) / 3 + ratio / 9) - save_seconds
 
 
+def find_widest_interval(*, save_seconds: float, mtbf_seconds: float, tolerance: float) -> float:
+    """The longest interval that takes at most this part more time than the best one does."""
+    best = find_save_interval(save_seconds=save_seconds, mtbf_seconds=mtbf_seconds)
+    if math.isinf(best):
+        return best
+
+    def cost(interval: float) -> float:  # wall time over work; a restart is a factor of both
+        return mtbf_seconds / interval * math.expm1((interval + save_seconds) / mtbf_seconds)
+
+    low, high = max(best, 1e-9 * mtbf_seconds), 100 * mtbf_seconds
+    most = cost(low) * (1 + tolerance)
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if cost(middle) <= most else (low, middle)
+    return low
+
+
 def find_young_interval(*, save_seconds: float, mtbf_seconds: float) -> float:
     """The same to the first order: Young 1974, sqrt(2 · save · MTBF)."""
     return math.sqrt(2 * save_seconds * mtbf_seconds)

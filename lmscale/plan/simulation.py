@@ -14,6 +14,7 @@ import numpy as np
 from lmscale.runs.goodput import Goodput
 
 MAX_ATTEMPTS = 20_000  # of one repetition: one that needs more does not get on
+STUCK_ATTEMPTS = 100  # in a row in which no repetition has come to its next save
 _CAUSES = ("productive", "redone", "saves", "evaluation", "start", "load", "down")
 
 
@@ -70,7 +71,7 @@ class Simulated:
     wall_seconds: tuple[float, float, float]
     """The shortest tenth, half, and nine tenths of the repetitions end within."""
     is_finished: bool
-    """False: some did not get to their end in 20,000 attempts; all figures are of what they did."""
+    """False: some do not get to their end; all figures are of what they did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +139,14 @@ def simulate(
     attempts = np.zeros(repetitions, dtype=np.int64)
     places = np.zeros(repetitions)  # of the state that the next attempt begins with
     left = np.arange(repetitions)
+    stuck = 0
     for _ in range(MAX_ATTEMPTS):
         attempts[left] += 1
+        come = places.sum()
         ended = _attempt(course, hazards, timeline, draw, places=places, left=left, seconds=seconds)
         left = left[~ended]
-        if not left.size:
+        stuck = stuck + 1 if places.sum() == come else 0
+        if not left.size or stuck >= STUCK_ATTEMPTS:
             break
     return _sum_up(seconds, attempts, is_finished=not left.size)
 

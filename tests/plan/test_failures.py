@@ -14,6 +14,7 @@ from lmscale.plan.failures import (
     RECORDS,
     expect_wall_seconds,
     find_save_interval,
+    find_widest_interval,
     find_young_interval,
 )
 from lmscale.plan.simulation import Course, Hazards, simulate
@@ -51,6 +52,24 @@ def test_young_is_dalys_first_term(save: float, mtbf: float):
     assert daly == pytest.approx(
         find_young_interval(save_seconds=save, mtbf_seconds=mtbf), rel=0.02
     )
+
+
+@given(save=st.floats(0.01, 1000), mtbf=st.floats(1e3, 1e8), tolerance=st.floats(1e-4, 0.1))
+def test_the_widest_interval_costs_just_what_it_may(save: float, mtbf: float, tolerance: float):
+    best = find_save_interval(save_seconds=save, mtbf_seconds=mtbf)
+    widest = find_widest_interval(save_seconds=save, mtbf_seconds=mtbf, tolerance=tolerance)
+
+    def wall(interval: float) -> float:
+        return expect_wall_seconds(
+            1.0,
+            interval_seconds=interval,
+            save_seconds=save,
+            restart_seconds=0,
+            mtbf_seconds=mtbf,
+        )
+
+    assert widest >= best
+    assert wall(widest) == pytest.approx(wall(best) * (1 + tolerance), rel=1e-6)
 
 
 def test_where_nothing_fails_no_save_pays_and_where_all_does_daly_says_the_mean_time():
