@@ -125,6 +125,18 @@ def find_best(
     return frozenset(step for _, step in measured[:count])
 
 
+def find_kept_best(config: CheckpointConfig, run_folder: Path) -> int | None:
+    """The step of the best checkpoint that a run keeps by ``keep_best``; None: it keeps none, or
+    has measured none of those that are there.
+    """
+    best = config.keep_best
+    if not best.metric:
+        return None
+    steps = [commit.step for commit in read_commits(run_folder)]
+    figures = read_figures(run_folder, best.metric)
+    return next(iter(find_best(figures, steps, count=1, mode=best.direction)), None)
+
+
 def read_figures(
     run_folder: Path,
     metric: str,

@@ -164,7 +164,7 @@ def _render_tensors(manifest: Manifest) -> Iterator[str]:
 
 
 def _render_place(manifest: Manifest) -> Iterator[str]:
-    from lmscale.runs.imports import IMPORTED
+    from lmscale.runs.given_weights import IMPORTED
     from lmscale.stream.stream import StreamState
     from lmscale.train.progress import STREAM, read_progress
 
@@ -233,7 +233,7 @@ def _describe_origin(manifest: Manifest, name: str) -> str | None:
 
 def _describe_import(manifest: Manifest) -> str | None:
     from lmscale.checkpoint.manifest import read_state
-    from lmscale.runs.imports import IMPORTED, IMPORTS
+    from lmscale.runs.given_weights import IMPORTED, IMPORTS
 
     imported = read_state(manifest, IMPORTED, IMPORTS, where="it")
     return imported and f"{imported.described}, {imported.dtype} in {len(imported.files)} files"
@@ -241,7 +241,7 @@ def _describe_import(manifest: Manifest) -> str | None:
 
 def _describe_made(manifest: Manifest) -> str | None:
     from lmscale.checkpoint.manifest import read_state
-    from lmscale.runs.made import MADE, MADES
+    from lmscale.runs.given_weights import MADE, MADES
 
     made = read_state(manifest, MADE, MADES, where="it")
     return made and made.described

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 StepOption = Annotated[
     int | None,
-    typer.Option("--step", min=0, help="Checkpoint to use; default: the newest sound one."),
+    typer.Option(
+        "--step",
+        min=0,
+        help="Checkpoint to use; default: the best one where the run keeps one "
+        "(checkpoint.keep_best), else the newest sound one.",
+    ),
 ]
 
 WeightsOption = Annotated[

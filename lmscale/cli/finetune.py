@@ -109,7 +109,7 @@ def _survey(config: FinetuneConfig, base: Base) -> Survey:
 
 
 def _plan(config: FinetuneConfig, base: Base, survey: Survey, gpus: Gpus) -> Plan:
-    from lmscale.finetune.checks import find_doubts
+    from lmscale.finetune.checks import find_doubts, find_left_out
     from lmscale.finetune.plan import plan_run
     from lmscale.finetune.render import describe_survey
     from lmscale.ranks.device import usual_precision, usual_setting
@@ -118,7 +118,8 @@ def _plan(config: FinetuneConfig, base: Base, survey: Survey, gpus: Gpus) -> Pla
         say(line)
     has_gpu, precision = gpus.count > 0, usual_setting(usual_precision(gpus.name))
     plan = plan_run(config, base, survey, has_gpu=has_gpu, precision=precision)
-    print_warnings(list(find_doubts(config, base.model, survey)))
+    doubts = find_doubts(config, base.model, survey)
+    print_warnings([*find_left_out(config, survey, plan.limit), *doubts])
     return plan
 
 
@@ -164,24 +165,25 @@ def _build_data(run: RunConfig, path: Path) -> None:
 
 def find_best_step(run: RunConfig) -> int:
     """The step whose checkpoint is kept as the best; the newest one where none was measured."""
-    from lmscale.checkpoint.retention import find_best, read_figures
+    from lmscale.checkpoint.retention import find_kept_best
     from lmscale.runs.commits import read_commits
 
-    best, folder = run.checkpoint.keep_best, run.folder
-    steps = [commit.step for commit in read_commits(folder)]
-    figures = read_figures(folder, best.metric) if best.metric else {}
-    chosen = find_best(figures, steps, count=1, mode=best.direction)
-    return next(iter(chosen), max(steps))
+    best = find_kept_best(run.checkpoint, run.folder)
+    return max(commit.step for commit in read_commits(run.folder)) if best is None else best
 
 
 def read_scores(run: RunConfig, step: int) -> dict[str, dict[str, float]]:
     """Set → the figures that the run's loop has measured of it after a step."""
-    from lmscale.checkpoint.retention import read_figures
+    from lmscale.files.jsonl import sift_rows
+    from lmscale.files.run_files import METRICS_FILE
+    from lmscale.files.run_rows import FIGURES
 
     names = (*run.objective.set_figures, *run.objective.held_out)
+    rows = sift_rows(run.folder / METRICS_FILE, FIGURES).rows
+    found = {name: value for row in rows if row["step"] == step for name, value in row.items()}
     scores: dict[str, dict[str, float]] = {}
     for part in run.evaluation.of_loop:
-        figures = {n: read_figures(run.folder, f"evaluation/{part}/{n}").get(step) for n in names}
+        figures = {name: found.get(f"evaluation/{part}/{name}") for name in names}
         scores[part] = {name: value for name, value in figures.items() if value is not None}
     return scores
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmscale.cli.data_tasks import TaskOption, TasksOption, echo_progress, echo_summary
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
+from lmscale.cli.options import (
+    ConfigArgument,
+    JsonOption,
+    SetOption,
+    echo_json,
+    print_warnings,
+)
 from lmscale.config import RunConfig, load_config
 from lmscale.config.labels import describe_labels
 from lmscale.errors import DataError
@@ -79,6 +85,7 @@ def _count_windows(folders: list[Path], settings: RunConfig) -> list[str]:
     """
     from lmscale.files.progress import progress
     from lmscale.stream.dataset import open_dataset
+    from lmscale.stream.overlong import describe_overlong
     from lmscale.stream.whole_documents import LongDocumentsError
 
     problems: list[str] = []
@@ -86,9 +93,10 @@ def _count_windows(folders: list[Path], settings: RunConfig) -> list[str]:
     with progress("packing", None, "shards") as advance:
         for folder in folders:
             try:
-                open_dataset(
+                dataset = open_dataset(
                     folder, stream, shape=settings.window, check_files=False, advance=advance
                 )
+                print_warnings([*describe_overlong({str(folder): dataset}, "shards")])
             except LongDocumentsError as error:
                 problems += error.problems
     return problems

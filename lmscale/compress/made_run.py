@@ -32,7 +32,7 @@ from lmscale.files.atomic import write_bytes, writing
 from lmscale.files.output_folder import new_folder
 from lmscale.files.run_files import CHECKPOINTS, MADE_FILE
 from lmscale.model.lora import is_adapter, merging
-from lmscale.runs.made import MADE, Made
+from lmscale.runs.given_weights import MADE, Made
 from lmscale.stream.ledger import has_read
 from lmscale.tokenizer.codec import KEPT_FOLDER
 from lmscale.tokenizer.kept_template import load_kept_template

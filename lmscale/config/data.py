@@ -22,6 +22,7 @@ from lmscale.errors import ConfigError
 MIN_VOCABULARY = 300  # 256 bytes, the special ids and some pieces of text
 MAX_VOCABULARY = 2**24
 MAX_POSITIONS = 2**24  # rotations are made of positions in fp32, which is exact so far
+OnOverlong = Literal["refuse", "drop", "truncate"]
 MAX_PROCESSES = 1024  # on one machine
 
 
@@ -124,6 +125,12 @@ class StreamConfig(Section):
     sequence_length: PositiveInt = Field(default=1024, le=MAX_POSITIONS)
     packing: Literal["concat", "best_fit"] = "concat"
     """``concat`` cuts the run of documents; ``best_fit`` keeps documents whole where they fit."""
+    on_overlong: OnOverlong | None = None
+    """Of documents that may not be cut (pairs, labels, dialogues) and are longer than a window:
+    ``drop`` leaves them out, ``truncate`` cuts a dialogue behind the last answer that fits and
+    leaves others out; both are counted and told. Default: dialogues ``drop``, all others
+    ``refuse``, as a figure would be of fewer documents.
+    """
     mask_documents: bool = True
     """Documents in one window do not see each other, and positions restart at each."""
     window_shards: PositiveInt = 8

@@ -11,6 +11,7 @@ from lmscale.errors import ConfigError, DataError
 from lmscale.runs.held_out_sets import find_replaced
 from lmscale.runs.run_folder import load_run_config
 from lmscale.stream.dataset import Dataset, open_datasets
+from lmscale.stream.overlong import describe_overlong
 from lmscale.tokenizer.codec import load_kept_tokenizer
 from lmscale.tokenizer.kept_template import load_kept_template
 
@@ -96,9 +97,11 @@ def warn_of_replaced(datasets: Mapping[str, Dataset], run: Path) -> None:
 def warn_of_other_writing(
     datasets: Mapping[str, Dataset], run: Path, *, bos_id: int | None
 ) -> None:
-    """Name the sets whose documents begin otherwise (with or without bos) than the run's, or are
-    dialogues by another chat template.
+    """Name the sets whose documents begin otherwise (with or without bos) than the run's, are
+    dialogues by another chat template, or are in part left out.
     """
+    for told in describe_overlong(datasets, "evaluation.sets"):
+        logger.warning("%s", told)
     for problem in find_other_templates(datasets, run):
         logger.warning("%s", problem)
     for name, dataset in datasets.items():

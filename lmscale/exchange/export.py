@@ -42,7 +42,7 @@ from lmscale.exchange.write_tensors import Written, plan_files, write_files
 from lmscale.files.atomic import write_bytes, write_json, writing
 from lmscale.files.output_folder import output_folder
 from lmscale.files.printing import render_bytes
-from lmscale.runs.imports import read_import
+from lmscale.runs.given_weights import read_import
 from lmscale.tokenizer.kept_template import load_kept_template
 
 ROOM_BYTES = 2**26  # for all but the weights

@@ -41,7 +41,7 @@ from lmscale.files.atomic import write_bytes, writing
 from lmscale.files.output_folder import output_folder
 from lmscale.files.reading import sha256_file
 from lmscale.files.run_files import CHECKPOINTS, IMPORT_FILE
-from lmscale.runs.imports import IMPORTED, Imported
+from lmscale.runs.given_weights import IMPORTED, Imported
 from lmscale.tokenizer.codec import KEPT_FOLDER, Tokenizer
 from lmscale.tokenizer.kept_template import find_template
 from lmscale.tokenizer.named_ids import find_ends, find_named_ids

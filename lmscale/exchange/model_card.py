@@ -16,8 +16,7 @@ from lmscale.exchange.exported import Exported, Report, describe
 from lmscale.exchange.parity import AUTO_CLASSES
 from lmscale.files.printing import count_of
 from lmscale.ranks.limbs import DIGEST_BITS
-from lmscale.runs.imports import read_import
-from lmscale.runs.made import read_made
+from lmscale.runs.given_weights import read_import, read_made
 from lmscale.runs.run_folder import read_status
 from lmscale.stream.ledger import read_ledger
 from lmscale.stream.stream import StreamState

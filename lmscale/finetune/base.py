@@ -19,7 +19,7 @@ from lmscale.files.tokenizer_files import KEPT_FOLDER
 from lmscale.finetune.trees import spread
 from lmscale.runs.commits import read_commits
 from lmscale.runs.continuation import objective_identity
-from lmscale.runs.imports import read_import
+from lmscale.runs.given_weights import read_import
 from lmscale.runs.run_folder import load_run_config
 from lmscale.runs.taken_over import read_alone
 from lmscale.shards.dialogues import load_chat_template

@@ -11,6 +11,7 @@ from lmscale.corpus.build import plan_sources
 from lmscale.files.printing import count_of
 from lmscale.files.strangers import quote
 from lmscale.finetune.survey import Survey
+from lmscale.finetune.trees import spread
 from lmscale.tasks.target import MANIFEST
 
 MAX_NAMED = 8
@@ -58,13 +59,33 @@ def find_length_problems(
     if limit is None:
         return
     for name, part in survey.parts.items():
-        if part.most > limit:
-            number = int((survey.lengths(name) > limit).sum())
+        number = int((survey.lengths(name) > limit).sum())
+        if number and (number == part.documents or not leaves_out(config)):
             yield (
                 f"data.{name}: {count_of(number, 'document')} of {part.documents:,} with more than "
-                f"{limit:,} tokens, the most that the base {config.base} takes (its positions are "
-                f"learned: model.max_positions = {model.max_positions}). The longest has "
-                f"{part.most:,}, at {part.longest}. Shorten or split them."
+                f"{limit:,} tokens, the most of a window (the base {config.base} has learned "
+                f"{model.max_positions} positions). The longest has {part.most:,}, at "
+                f"{part.longest}. Shorten or split them."
+            )
+
+
+def leaves_out(config: FinetuneConfig) -> bool:
+    """Whether documents that no window holds are left out or cut, or else refused."""
+    asked = spread(config.settings).get("stream", {})
+    word = asked.get("on_overlong") if isinstance(asked, dict) else None
+    return (word or ("drop" if config.task == "dialogue" else "refuse")) != "refuse"
+
+
+def find_left_out(config: FinetuneConfig, survey: Survey, limit: int | None) -> Iterator[str]:
+    """What no window holds, of each part. ``limit``: the most tokens."""
+    for name, part in survey.parts.items():
+        number = 0 if limit is None else int((survey.lengths(name) > limit).sum())
+        if number:
+            yield (
+                f"data.{name}: {number:,} of {count_of(part.documents, 'document')} with more than "
+                f"{limit:,} tokens, which no window holds: left out, or with settings: "
+                "{stream.on_overlong: truncate} cut behind an answer. The longest has "
+                f"{part.most:,}, at {part.longest}"
             )
 
 

@@ -16,7 +16,7 @@ from lmscale.config.supervised import BALANCED, LabelledConfig
 from lmscale.errors import ConfigError, LmscaleError
 from lmscale.files.strangers import quote
 from lmscale.finetune.base import Base
-from lmscale.finetune.checks import find_data_problems, find_length_problems
+from lmscale.finetune.checks import find_data_problems, find_length_problems, leaves_out
 from lmscale.finetune.recipe import Sizes, longest_window, plan_rate, plan_sizes
 from lmscale.finetune.survey import Survey
 from lmscale.finetune.tasks import TASKS, find_base_problems, is_labelled
@@ -36,6 +36,8 @@ class Plan:
 
     tree: Mapping[str, Any]
     sizes: Sizes
+    limit: int | None = None
+    """The most tokens of a document that a window can have; None: there is no such bound."""
     metric: str
     """By which it is stopped, and the best checkpoint kept."""
     reasons: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -59,7 +61,7 @@ def plan_run(
         raise ConfigError(problems)
     objective = plan_objective(config, survey)
     model = plan_model(config, base, objective)
-    limit = longest_window(base.model, objective.window(1))
+    limit = _find_limit(config, base, objective)
     problems += find_length_problems(config, base.model, survey, limit=limit)
     problems += _find_pair_problems(config, base.model, objective)
     frozen: tuple[str, ...] = ()
@@ -74,8 +76,7 @@ def plan_run(
     sizes = plan_sizes(
         config,
         objective,
-        survey.lengths("train"),
-        longest=max(part.most for part in survey.parts.values()),
+        *_find_lengths(config, survey, limit),
         limit=limit,
         has_gpu=has_gpu,
     )
@@ -101,6 +102,7 @@ def plan_run(
     return Plan(
         tree=merge(tree, spread(config.settings)),
         sizes=sizes,
+        limit=limit,
         metric=f"evaluation/heldout/{figure}",
         reasons=reasons,
     )
@@ -137,6 +139,26 @@ def plan_model(config: FinetuneConfig, base: Base, objective: ObjectiveConfig) -
         lora = config.trainable.lora
         tree["lora"] = lora.model_dump(mode="json", exclude_defaults=True)
     return tree
+
+
+def _find_limit(config: FinetuneConfig, base: Base, objective: ObjectiveConfig) -> int | None:
+    """Of the base, and of the windows that were asked for where longer documents are left out."""
+    limits = [longest_window(base.model, objective.window(1))]
+    asked = spread(config.settings).get("stream", {})
+    length = asked.get("sequence_length") if isinstance(asked, dict) else None
+    if isinstance(length, int) and leaves_out(config):
+        limits.append(objective.window(length).tokens)
+    return min((each for each in limits if each is not None), default=None)
+
+
+def _find_lengths(
+    config: FinetuneConfig, survey: Survey, limit: int | None
+) -> tuple[np.ndarray, int]:
+    """The tokens of the training documents, and the most of any, of those that are not left out."""
+    lengths = {name: survey.lengths(name) for name in survey.parts}
+    if limit is not None and leaves_out(config):
+        lengths = {name: each[each <= limit] for name, each in lengths.items()}
+    return lengths["train"], max(int(each.max(initial=0)) for each in lengths.values())
 
 
 def _find_pair_problems(

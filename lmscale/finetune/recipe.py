@@ -69,8 +69,8 @@ def plan_sizes(
     config: FinetuneConfig,
     objective: ObjectiveConfig,
     lengths: np.ndarray,
-    *,
     longest: int,
+    *,
     limit: int | None,
     has_gpu: bool,
 ) -> Sizes:

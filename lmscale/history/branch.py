@@ -44,8 +44,7 @@ from lmscale.runs.beginnings import find_missing_checkpoint
 from lmscale.runs.commits import append_commit, read_commits
 from lmscale.runs.continuation import find_fixed_changes
 from lmscale.runs.exports import find_due, record_export
-from lmscale.runs.imports import describe_import
-from lmscale.runs.made import refuse_training_of_made
+from lmscale.runs.given_weights import describe_import, refuse_training
 from lmscale.runs.origins import BRANCH, INITIAL, ORIGINS, Origin, save_origins
 from lmscale.runs.run_folder import load_run_config
 from lmscale.runs.students import record_student
@@ -101,7 +100,7 @@ def plan_branch(named: str, name: str, overrides: Sequence[str] = ()) -> Branch:
             f"{folder} is an import of {imported}, which has read no data here. Begin a run with "
             f"it: run.init_from: {folder}."
         )
-    if made := refuse_training_of_made(folder):
+    if made := refuse_training(folder):
         raise ConfigError(made)
     if missing := find_missing_checkpoint(named, folder, step):
         raise ConfigError(missing)

@@ -25,8 +25,7 @@ from lmscale.files.run_files import (
     WATCH_FILE,
 )
 from lmscale.runs.commits import read_commits
-from lmscale.runs.imports import refuse_training
-from lmscale.runs.made import refuse_training_of_made
+from lmscale.runs.given_weights import refuse_training
 
 
 class Change(Enum):
@@ -43,7 +42,7 @@ _TABLE = {
     Change.FIXED: """
         run name seed
         tokenizer ids
-        stream sequence_length packing mask_documents window_shards mixture_block
+        stream sequence_length packing on_overlong mask_documents window_shards mixture_block
         model family vocab_size max_positions layers width heads kv_heads head_width ffn_width
         model positions rope_theta norm norm_eps activation bias qk_norm tied_embeddings init_std
         model cell qkv_bias sliding_windows attention_softcap logit_softcap
@@ -145,7 +144,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
 
 def _find_problem(folder: Path, config: RunConfig) -> str | None:
     frozen = folder / CONFIG_FILE
-    if problem := refuse_training(folder) or refuse_training_of_made(folder):
+    if problem := refuse_training(folder):
         return problem
     if frozen.is_file():
         try:

@@ -19,7 +19,7 @@ from lmscale.files.atomic import write_json
 from lmscale.files.jsonl import read_object
 from lmscale.files.run_files import ORIGIN_FILE
 from lmscale.files.strangers import EXACT, Count, Flag, ImplausibleError, Text, checked
-from lmscale.runs.imports import Imported
+from lmscale.runs.given_weights import Imported
 
 INITIAL, BRANCH = "initial", "branch"
 LABELS = {BRANCH: "branch of", INITIAL: "began with"}

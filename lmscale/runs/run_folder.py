@@ -35,10 +35,9 @@ from lmscale.files.run_rows import FAULT, FIGURES, RESUME, REWIND, STEP, TASK_FI
 from lmscale.runs.attempts import find_good_end, read_attempts
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.environment import find_missing_packages
+from lmscale.runs.given_weights import describe_import, describe_made
 from lmscale.runs.goodput import FINISHED, Goodput, goodput
-from lmscale.runs.imports import describe_import
 from lmscale.runs.lease import read_lease
-from lmscale.runs.made import describe_made
 from lmscale.runs.starts import HANG_ENDED, RunSigns, plan_starts, read_events
 from lmscale.runs.sweep_folder import find_membership, frozen_config, member_submissions, read_sweep
 from lmscale.runs.task_rows import keep_valid, latest_task_figures

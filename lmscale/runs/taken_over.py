@@ -22,7 +22,7 @@ from lmscale.files.jsonl import read_object
 from lmscale.files.locations import CheckpointPlace
 from lmscale.files.tokenizer_files import KEPT_FOLDER, read_fingerprint
 from lmscale.runs.continuation import objective_identity
-from lmscale.runs.imports import read_import
+from lmscale.runs.given_weights import read_import
 from lmscale.runs.own_ids import find_other_tokenizer
 from lmscale.runs.run_folder import load_run_config
 

@@ -13,12 +13,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmscale.config.data import ShardCacheConfig, StreamConfig, WindowShape
+from lmscale.config.data import OnOverlong, ShardCacheConfig, StreamConfig, WindowShape
 from lmscale.config.labels import find_not_carried
 from lmscale.errors import DataError, LmscaleError, TransientError
 from lmscale.files import fault_points
@@ -26,17 +27,23 @@ from lmscale.files.arrays import map_columns, to_npy
 from lmscale.files.atomic import write_bytes
 from lmscale.files.cache import NodeCache, check_hash
 from lmscale.files.locations import join_location, protocol_of
-from lmscale.files.reading import read_plain, reading, seal, unseal
+from lmscale.files.reading import read_plain, reading, seal
 from lmscale.files.remote import MissingFileError, read_bytes
 from lmscale.files.shard_files import describe_wrong_files
-from lmscale.files.strangers import is_count
 from lmscale.shards.contents import check_shard
 from lmscale.shards.manifest import Manifest, ShardEntry, load_manifest
 from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.stream.batches import Rows
-from lmscale.stream.packing import count_concat, find_plan_problem, plan_best_fit
+from lmscale.stream.packing import count_concat, find_plan_problem
+from lmscale.stream.shard_plans import parse_counts, plan_shard
 from lmscale.stream.shard_windows import ShardWindows, document_lengths, read_rows
-from lmscale.stream.whole_documents import check_fit, count_windows
+from lmscale.stream.whole_documents import (
+    Counted,
+    LongDocumentsError,
+    choose_overlong,
+    count_windows,
+    describe_empty,
+)
 
 VERSION = 2  # of what is kept of best fit
 DIGEST_BYTES = 32  # behind a plan
@@ -69,6 +76,8 @@ class Dataset:
             dtype=np.int64,
         )
         """Windows per shard, int64 [shards]."""
+        self.num_overlong = 0
+        """Whole documents longer than a window, which are left out or cut."""
         self.keep_open = 2
         self._cache = cache
         self._open: OrderedDict[int, tuple[ShardWindows, ExitStack]] = OrderedDict()
@@ -85,7 +94,13 @@ class Dataset:
         """Of what is kept by shape; for next-token windows as before there were others."""
         stride, overlap = self.shape.stride, self.shape.overlap
         key = f"{stride}" if overlap == 1 else f"{stride}-{overlap}"
-        return f"{key}-whole" if self.shape.is_whole else key
+        if not self.shape.is_whole:
+            return key
+        return f"{key}-whole" if self._on_overlong == "refuse" else f"{key}-{self._on_overlong}"
+
+    @property
+    def _on_overlong(self) -> OnOverlong:
+        return choose_overlong(self.config, self.shape)
 
     @property
     def dtype(self) -> np.dtype:
@@ -152,14 +167,19 @@ class Dataset:
         with ExitStack() as files:
             self._bring(self.manifest.shards[number], files)
 
-    def pack(self, number: int) -> int:
-        """Windows of shard ``number``, found by packing it."""
+    def pack(self, number: int) -> Counted:
+        """What shard ``number`` holds, found by packing it."""
         shard, files = self._open_shard(number)
         files.close()
-        return shard.num_windows
+        if not self.shape.is_whole:
+            return Counted(windows=shard.num_windows)
+        with self.mapped(number) as mapped:
+            lengths = document_lengths(mapped, self.manifest.shards[number].blocks)
+        overlong = int((lengths > self.shape.tokens).sum())
+        return Counted(windows=shard.num_windows, overlong=overlong)
 
-    def load_counts(self, advance: Callable[[float], None]) -> np.ndarray:
-        """Windows per shard by best fit, int64 [shards].
+    def load_counts(self, advance: Callable[[float], None]) -> None:
+        """Find ``counts`` and ``num_overlong`` by best fit.
 
         From ``windows-best_fit-….json`` beside the manifest or in the cache. If neither is there
         and sound, every shard is packed, and the result is left in both places. An opened shard has
@@ -173,44 +193,38 @@ class Dataset:
             head["overlap"] = self.shape.overlap
         if self.shape.is_whole:
             head["is_whole"] = True
+            if self._on_overlong != "refuse":
+                head["on_overlong"] = self._on_overlong
+        parse = partial(parse_counts, head=head, shards=self.manifest.shards)
 
         beside = join_location(self.location, name)
         with suppress(MissingFileError):  # nobody has packed this dataset at this length yet
             content = read_bytes(beside, retries=self.config.cache.retries)
-            counts = self._parse_counts(content, head)
+            counts = parse(content)
             if counts is not None:
-                return counts
+                self.counts, self.num_overlong = counts
+                return
         with self._cache.make(
             f"best_fit counts\0{VERSION}\0{fingerprint}\0{shape}",
             name=name,
             size=32 * num_shards + 512,
-            write=lambda path: _write(
-                path, seal(head | {"counts": count_windows(self.pack, num_shards, advance)})
-            ),
-            is_sound=lambda path: self._parse_counts(read_plain(path), head) is not None,
+            write=lambda path: _write(path, seal(head | self._count(num_shards, advance))),
+            is_sound=lambda path: parse(read_plain(path)) is not None,
         ) as file:
             content = read_plain(file.path)
         if not self.is_remote:
             with suppress(OSError):  # a read-only dataset: the copy in the cache serves this node
                 write_bytes(beside, content)
-        counts = self._parse_counts(content, head)
+        counts = parse(content)
         if counts is None:
             raise DataError(f"{file.path}: the window counts in it are damaged; delete this file.")
-        return counts
+        self.counts, self.num_overlong = counts
 
-    def _parse_counts(self, content: bytes, head: dict[str, Any]) -> np.ndarray | None:
-        """The counts, or None where they are damaged or of another dataset, length or version."""
-        try:
-            tree = unseal(content)
-        except ValueError:
-            return None
-        counts, shards = tree.pop("counts", None), self.manifest.shards
-        is_ours = tree == head and isinstance(counts, list) and len(counts) == len(shards)
-        if not is_ours or not all(map(is_count, counts)):
-            return None
-        # A window has a token of its own at least.
-        is_full = all(c <= entry.tokens for c, entry in zip(counts, shards, strict=True))
-        return np.array(counts, dtype=np.int64) if is_full else None
+    def _count(self, num_shards: int, advance: Callable[[float], None]) -> dict[str, Any]:
+        counted = count_windows(self.pack, num_shards, advance)
+        overlong = sum(each.overlong for each in counted)
+        counts = {"counts": [each.windows for each in counted]}
+        return counts | ({"overlong": overlong} if overlong else {})
 
     def find_wrong_shards(self) -> list[str]:
         """Local shards that are not there or not of the manifest's size; one problem each."""
@@ -266,10 +280,8 @@ class Dataset:
         """
 
         def pack() -> np.ndarray:
-            lengths = document_lengths(shard, entry.blocks)
-            if self.shape.is_whole:
-                check_fit(lengths, self.shape, where=join_location(self.location, entry.name))
-            return plan_best_fit(lengths, self.shape)
+            where = join_location(self.location, entry.name)
+            return plan_shard(shard, entry.blocks, self.shape, self._on_overlong, where=where)
 
         def write(path: Path) -> None:
             content = to_npy(pack())
@@ -379,11 +391,8 @@ def open_dataset(
     if problems:
         raise DataError(problems)
     if config.packing == "best_fit":
-        dataset.counts = dataset.load_counts(advance)
+        dataset.load_counts(advance)
     if dataset.num_windows == 0:
-        raise DataError(
-            f"{location}: the dataset is empty: its manifest lists {len(manifest.shards)} shards "
-            f"and not one token to predict. Check the corpus it was built from (`lmscale shards "
-            f"show {location}`)."
-        )
+        kind = LongDocumentsError if dataset.num_overlong else DataError
+        raise kind(f"{location}: {describe_empty(manifest, shape, dataset.num_overlong)}")
     return dataset

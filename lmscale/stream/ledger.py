@@ -30,8 +30,7 @@ from lmscale.files.locations import absolute_location
 from lmscale.files.reading import read_plain, seal, unseal
 from lmscale.files.strangers import Count, ImplausibleError, Text, Tree, checked
 from lmscale.runs.commits import Commit, read_commits
-from lmscale.runs.imports import read_import
-from lmscale.runs.made import read_made
+from lmscale.runs.given_weights import read_import, read_made
 from lmscale.stream.stream import Stream, StreamState
 
 logger = logging.getLogger(__name__)

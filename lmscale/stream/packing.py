@@ -16,17 +16,23 @@ def count_concat(tokens: int, shape: WindowShape) -> int:
     return max(0, -(-(tokens - shape.overlap) // shape.stride))
 
 
-def plan_best_fit(lengths: np.ndarray, shape: WindowShape) -> np.ndarray:
+def plan_best_fit(
+    lengths: np.ndarray, shape: WindowShape, kept: np.ndarray | None = None
+) -> np.ndarray:
     """Pack documents of ``lengths`` tokens whole where they fit; int64 [3, pieces].
 
     Rows: the piece's first token within the shard, its tokens, its window. Windows ascend, and
     so do the pieces within a window. A document longer than a window is first cut into full
     windows by their stride, so that each of its targets exists exactly once; the rest is a piece
     like a short document. The pieces go best-fit-decreasing into windows.
+
+    ``kept``: how many tokens of each document are packed, from its first one on; by default all.
     """
     capacity, stride, overlap = shape.tokens, shape.stride, shape.overlap
     lengths = np.asarray(lengths, dtype=np.int64)
     lengths_start = np.cumsum(lengths) - lengths
+    if kept is not None:
+        lengths = kept
     is_long = lengths > capacity
     full = np.where(is_long, (lengths - overlap) // stride, 0)
     num_full = int(full.sum())

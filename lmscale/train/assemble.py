@@ -41,6 +41,7 @@ from lmscale.runs.origins import BRANCH, INITIAL, ORIGINS, Origin, save_origins
 from lmscale.stream.batches import Preparation
 from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.mixture_changes import MixtureChange, describe_change, find_changes
+from lmscale.stream.overlong import describe_overlong
 from lmscale.stream.stream import Stream, StreamState, open_stream
 from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.base import Tokenizer
@@ -49,7 +50,7 @@ from lmscale.train.early_stop import find_early_stop, read_stop_figures
 from lmscale.train.folder import freeze_run, log_changes
 from lmscale.train.initial import begin_engine, build_run_engine
 from lmscale.train.probe import find_probe_difference, measure_probe
-from lmscale.train.progress import STREAM, Progress, read_progress
+from lmscale.train.progress import STREAM, Progress, describe_steps, read_progress
 from lmscale.train.run_tokenizer import choose_template, load_run_tokenizer
 from lmscale.train.teacher import TEACHER, bring_teacher
 from lmscale.watch import heartbeat
@@ -190,7 +191,7 @@ def open_run(
                 save_origins(config.folder, {INITIAL: run.origin, BRANCH: run.branch})
                 record_resume(config.folder, candidate, search.passed_over, mixture=changed)
             heartbeat.tick()
-        logger.info(describe_start(run))
+        _tell_start(run)
         name_of = setting.place.name_of
         passed = {over.step for over in search.passed_over if over.name == name_of(over.step)}
         yield replace(run, passed_over=frozenset(passed))
@@ -374,6 +375,13 @@ def log_mixture_change(run: Run) -> MixtureChange | None:
     return change
 
 
+def _tell_start(run: Run) -> None:
+    if run.ranks.is_first:
+        for told in describe_overlong(run.stream.datasets, "stream.sources"):
+            logger.warning("%s", told)
+    logger.info(describe_start(run))
+
+
 def describe_start(run: Run) -> str:
     """What is about to train, in one line."""
     config, plan, device = run.config, run.plan.at(run.start.step), run.device
@@ -389,8 +397,3 @@ def describe_start(run: Run) -> str:
         f"bos: {'none' if run.stream.bos_id is None else run.stream.bos_id}, "
         f"{describe_steps(run.start.step, config.train.steps)}, in {config.folder}"
     )
-
-
-def describe_steps(done: int, last: int) -> str:
-    """Which steps are left, with ``done`` of them done."""
-    return f"steps {done + 1} to {last}" if done < last else f"no step left after {done}"

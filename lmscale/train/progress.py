@@ -61,3 +61,8 @@ class ProgressCounter:
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint carries."""
         return asdict(self.now)
+
+
+def describe_steps(done: int, last: int) -> str:
+    """Which steps are left, with ``done`` of them done."""
+    return f"steps {done + 1} to {last}" if done < last else f"no step left after {done}"

@@ -20,7 +20,7 @@ from lmscale.files.locations import CheckpointPlace
 from lmscale.history.history import read_history
 from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.imports import IMPORTED, IMPORTS
+from lmscale.runs.given_weights import IMPORTED, IMPORTS
 from lmscale.runs.origins import Origin
 from lmscale.runs.run_folder import load_run_config
 from lmscale.watch import heartbeat

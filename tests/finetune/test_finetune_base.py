@@ -9,7 +9,7 @@ from lmscale.errors import ConfigError
 from lmscale.files.reading import sha256_file
 from lmscale.files.run_files import IMPORT_FILE
 from lmscale.finetune.base import is_imported
-from lmscale.runs.imports import Imported
+from lmscale.runs.given_weights import Imported
 
 HOUR = 3600
 

@@ -18,7 +18,7 @@ from lmscale.config.load import validate_tree
 from lmscale.config.model import FAMILIES
 from lmscale.errors import ConfigError
 from lmscale.finetune.base import Base
-from lmscale.finetune.checks import find_doubts
+from lmscale.finetune.checks import find_doubts, find_left_out
 from lmscale.finetune.plan import plan_run
 from lmscale.finetune.recipe import plan_rate
 from lmscale.finetune.render import describe_plan, render_plan
@@ -220,6 +220,21 @@ def test_a_document_longer_than_learned_positions_is_told_with_its_place():
     assert plan.tree["model"]["max_positions"] == 512  # rope has no such bound
     told = list(find_doubts(config, base_of("decoder").model, found))
     assert "farther positions are new to it" in " ".join(told)
+
+
+def test_dialogues_that_no_window_holds_are_left_out_and_told():
+    found = survey_for("dialogue", train=part(400, tokens=20))
+    found.parts["train"].lengths[7] = found.parts["train"].most = 100
+    config = asked("dialogue", settings={"stream.sequence_length": 63})
+    plan = plan_run(config, base_of("decoder"), found, has_gpu=False)
+    assert plan.limit == 64 and plan.sizes.documents == 399
+    (told,) = find_left_out(config, found, plan.limit)
+    assert told.startswith("data.train: 1 of 400 documents with more than 64 tokens")
+    refused = asked("dialogue", settings={"stream": {"on_overlong": "refuse"}})
+    learned = base_of("decoder", positions="learned", max_positions=31)
+    with pytest.raises(ConfigError, match="1 document of 400 with more than 32 tokens"):
+        plan_run(refused, learned, found, has_gpu=False)
+    assert plan_run(asked("dialogue"), learned, found, has_gpu=False).sizes.sequence_length == 31
 
 
 def test_settings_go_before_what_is_planned_in_either_spelling():

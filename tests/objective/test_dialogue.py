@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from labelled_data import labelled_tree, records
 from test_pairs import open_for, run_config, score, scoring_of, train
 
@@ -22,8 +24,9 @@ from lmscale.objective.objective import build_preparation
 from lmscale.shards.dialogues import encode_dialogue
 from lmscale.shards.manifest import load_manifest
 from lmscale.shards.members import find_wrong_values
+from lmscale.stream.overlong import describe_overlong
 from lmscale.stream.stream import open_stream
-from lmscale.stream.whole_documents import check_fit
+from lmscale.stream.whole_documents import check_fit, cut_overlong
 from lmscale.tokenizer.chat_template import ChatTemplate
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.tokenizer.kept_template import choose_run_template, save_template
@@ -134,10 +137,75 @@ def test_what_is_no_dialogue_or_does_not_fit_is_refused(labelled, config):
     with pytest.raises(ValueError, match="'dialogue' is of whole documents: set stream.packing"):
         run_config(labelled, "dialogue", source="dialogues", model=MODEL, packing="concat")
     shape = WindowShape(stride=9, overlap=1, has_turns=True)
-    with pytest.raises(DataError, match="a dialogue is cut behind an answer"):
+    with pytest.raises(DataError, match="leave them out with stream.on_overlong: drop"):
         check_fit(np.array([11]), shape, where="x")
     manifest = load_manifest(f"{labelled.shards.folder}/dialogues/train")
     assert manifest.version == 4 and manifest.chat_template.startswith("{{ bos_token }}")
+
+
+def documents_of(config) -> list[tuple[list[int], list[int]]]:
+    """The ids of every document of the stream, and which are an answer's; sorted."""
+    with open_for(config) as stream:
+        (dataset,) = stream.datasets.values()
+        rows = dataset.read(range(dataset.num_windows))
+    edges = [*rows.starts.tolist(), rows.tokens.size]
+    tokens, replies = rows.tokens.reshape(-1), rows.members["replies"].reshape(-1)
+    width, found = rows.tokens.shape[1], []
+    for begin, end in zip(edges, edges[1:], strict=False):
+        row = begin // width
+        end = min(end, row * width + int(rows.lengths[row]))
+        found.append((tokens[begin:end].tolist(), replies[begin:end].tolist()))
+    return sorted(found)
+
+
+def test_dialogues_longer_than_a_window_are_left_out_or_cut_behind_an_answer(
+    labelled, config, caplog
+):
+    every = documents_of(config)
+    tokens = sorted(len(ids) for ids, _ in every)[len(every) // 2]
+    fitting = [each for each in every if len(each[0]) <= tokens]
+    made = {
+        word: config.model_copy(
+            update={
+                "stream": config.stream.model_copy(
+                    update={"sequence_length": tokens - 1, "on_overlong": word}
+                )
+            }
+        )
+        for word in ("refuse", "drop", "truncate", None)
+    }
+    with pytest.raises(DataError, match="are longer than a window of"):
+        open_for(made["refuse"])
+    assert documents_of(made["drop"]) == documents_of(made[None]) == fitting
+    with open_for(made["drop"]) as stream:
+        (told,) = describe_overlong(stream.datasets, "stream.sources")
+    assert told.startswith(f"stream.sources.dialogues: {len(every) - len(fitting)} of {len(every)}")
+    cut = list(documents_of(made["truncate"]))
+    for each in fitting:
+        cut.remove(each)
+    assert 0 < len(cut) <= len(every) - len(fitting)
+    for ids, replies in cut:
+        assert replies[-1] == 1 and len(ids) <= tokens
+        assert any(whole[: len(ids)] == ids and its[len(ids)] == 0 for whole, its in every
+                   if len(whole) > tokens)  # fmt: skip
+    short = made["drop"].stream.model_copy(update={"sequence_length": 4})
+    with pytest.raises(DataError, match="all its .* documents are longer than a window of 5"):
+        open_for(made["drop"].model_copy(update={"stream": short}))
+
+
+@given(
+    replies=st.lists(st.booleans(), min_size=2, max_size=40),
+    tokens=st.integers(1, 40),
+)
+def test_what_stays_of_a_dialogue_ends_with_the_last_answer_that_fits(replies, tokens):
+    is_reply = np.array(replies)
+    (kept,) = cut_overlong(np.array([len(replies)]), tokens, lambda number: is_reply)
+    if len(replies) <= tokens:
+        assert kept == len(replies)
+        return
+    ends = [n for n in range(1, tokens + 1) if is_reply[n - 1] and not is_reply[n]]
+    assert kept == max(ends, default=0)
+    assert cut_overlong(np.array([len(replies)]), tokens, None) == [0]
 
 
 def test_a_run_keeps_one_chat_template_and_takes_no_source_with_another(config, tmp_path):
@@ -184,7 +252,7 @@ def test_the_build_of_shards_tells_what_is_too_long_of_all_datasets(labelled, tm
     tree["tokenizer"] = labelled.tokenizer.model_dump()
     tree |= {
         "objective": {"name": "dialogue"},
-        "stream": {"sequence_length": 24, "packing": "best_fit"},
+        "stream": {"sequence_length": 24, "packing": "best_fit", "on_overlong": "refuse"},
     }
     (tmp_path / "run.yaml").write_text(json.dumps(tree))
     build_corpus(RunConfig.model_validate(tree).corpus)
@@ -193,3 +261,7 @@ def test_the_build_of_shards_tells_what_is_too_long_of_all_datasets(labelled, tm
     assert out.count("with dialogues") == 2  # what was built is shown all the same
     for split in ("train", "heldout"):
         assert re.search(rf"{split}/\S+: \d+ of its \d+ documents are longer than", told), told
+    words = ["stream.on_overlong=drop", "stream.sequence_length=60"]
+    main(["shards", "build", str(tmp_path / "run.yaml"), *(w for s in words for w in ("--set", s))])
+    assert re.search(r"warning: shards\.\S+: \d+ of \d+ documents are longer than a window of 61 "
+                     "tokens and left out", capsys.readouterr().err)  # fmt: skip

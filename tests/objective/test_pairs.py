@@ -20,7 +20,12 @@ from lmscale.objective.scores import to_device
 from lmscale.stream.batches import digest_rows, split_rows
 from lmscale.stream.loader import digest_steps
 from lmscale.stream.stream import Stream, open_stream
-from lmscale.stream.whole_documents import LongDocumentsError, check_fit, count_windows
+from lmscale.stream.whole_documents import (
+    Counted,
+    LongDocumentsError,
+    check_fit,
+    count_windows,
+)
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.train.initial import draw_weights, fill_weights
 
@@ -183,11 +188,11 @@ def test_a_translation_of_real_words_is_learned(labelled, name):
     assert losses[-1] < 0.5 < 3 < losses[0]
 
 
-def find_long(number: int) -> int:
+def find_long(number: int) -> Counted:
     """All shards but the first two hold a document that is too long."""
     lengths = np.array([100 if number > 1 else 1])
     check_fit(lengths, WindowShape(stride=10, overlap=0, has_pairs=True), where=str(number))
-    return 1
+    return Counted(windows=1)
 
 
 def test_what_is_no_pair_or_does_not_fit_is_told_before_a_step(labelled, tmp_path):

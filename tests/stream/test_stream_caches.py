@@ -162,8 +162,8 @@ def test_an_audit_packs_no_shard_that_the_run_has_not_read(own, monkeypatch):
     folder = Path(own.sources["a"].shards)
     expected = open_dataset(folder, own).counts.tolist()
     packed = []
-    pack = dataset.plan_best_fit
-    monkeypatch.setattr(dataset, "plan_best_fit", lambda *a: packed.append(a) or pack(*a))
+    pack = dataset.plan_shard
+    monkeypatch.setattr(dataset, "plan_shard", lambda *a, **k: packed.append(a) or pack(*a, **k))
     opened = open_dataset(folder, own, look="an audit")
     assert opened.counts.tolist() == expected and len(expected) > 1
     opened.read([0])

@@ -7,9 +7,8 @@ from guard_cases import report
 from recipes import RECIPES
 from tiny_run import tiny_config
 
-from lmscale.train.assemble import describe_steps
 from lmscale.train.charts import plan_charts
-from lmscale.train.progress import Progress
+from lmscale.train.progress import Progress, describe_steps
 from lmscale.train.scoring import ScoringPace, describe_windows
 
 

@@ -11,6 +11,7 @@ from lmscale.files.jsonl import read_rows
 from lmscale.runs.held_out_sets import find_replaced, record_sets
 
 LOSS = "evaluation/b/loss"
+BEST = {"metric": LOSS, "mode": "max"}  # of a loss that falls the first one
 
 
 def test_a_row_is_written_for_news_alone_and_the_newest_one_counts(tmp_path):
@@ -35,9 +36,9 @@ def test_a_run_whose_held_out_shards_were_replaced_says_so_and_decides_nothing_b
     held, folder = tmp_path / "held", tmp_path / "run"
     shutil.copytree(tiny_data / "shards/b/heldout", held)
     overrides = {
-        "train.steps": 2,
+        "train.steps": 4,
         "engine.schedule.warmup_steps": 0,
-        "checkpoint": {"every_steps": 2, "asynchronous": False, "keep_best": {"metric": LOSS}},
+        "checkpoint": {"every_steps": 2, "asynchronous": False, "keep_best": BEST},
         "evaluation": {"sets": {"b": str(held)}, "every_steps": 2, "max_windows": 4},
     }
     config = write_tiny_config(tmp_path / "c.yaml", tiny_data, folder, overrides)
@@ -47,15 +48,16 @@ def test_a_run_whose_held_out_shards_were_replaced_says_so_and_decides_nothing_b
     shutil.copytree(tiny_data / "shards/a/heldout", held)
     scored = run_lmscale("evaluate", folder)
     assert scored.code == 0
+    assert f"{folder}@2, the best checkpoint by {LOSS} (--step takes another)" in scored.output
     assert "has measured since step 0" in scored.output and "beside the run's own" in scored.output
-    refused = run_lmscale("train", config, *settings({"train.steps": 4}))
-    assert refused.code == 2 and committed_steps(folder) == [2], refused.output
+    refused = run_lmscale("train", config, *settings({"train.steps": 6}))
+    assert refused.code == 2 and committed_steps(folder) == [2, 4], refused.output
     assert "evaluation.sets.b: its shards (manifest " in refused.output
     assert "checkpoint.keep_best.metric would compare figures of both" in refused.output
-    named = {"train.steps": 4, "evaluation.sets.new": held, "checkpoint.keep_best.metric": ""}
+    named = {"train.steps": 6, "evaluation.sets.new": held, "checkpoint.keep_best.metric": ""}
     told = run_lmscale("train", config, *settings(named))
     assert told.code == 0, told.output
-    assert "figures after step 2 are of other texts" in told.output
+    assert "figures after step 4 are of other texts" in told.output
     rows = [(row["step"], [*row["sets"]]) for row in read_rows(folder / "held_out.jsonl")]
-    assert rows == [(0, ["b"]), (2, ["b", "new"])]
+    assert rows == [(0, ["b"]), (4, ["b", "new"])]
     assert "are not those" not in run_lmscale("evaluate", folder).output

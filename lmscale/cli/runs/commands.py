@@ -117,8 +117,7 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     """
     from lmscale.files.progress import progress
     from lmscale.objective.objective import build_preparation
-    from lmscale.runs.imports import describe_import
-    from lmscale.runs.made import describe_made
+    from lmscale.runs.given_weights import describe_import, describe_made
     from lmscale.runs.origins import BRANCH, read_origins
     from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.sweep_folder import refuse_sweep
