@@ -80,13 +80,21 @@ class RunStatus(RunSigns):
         return tuple(row for row in self.attempts if row.get("reason") in _FAILED_SAVES)
 
     @property
+    def own_figures(self) -> Row:
+        """``figures``, once the run has begun: until then a branch has its origin's rows, which say
+        where it begins and not how it goes.
+        """
+        return self.figures if self.starts else {}
+
+    @property
     def heldout(self) -> tuple[str, float] | None:
         """The newest held-out loss and its name: that of the whole sets before that of the loop; of
         several sets the first by name.
         """
         kinds = ("final", "evaluation")
-        names = [n for n in self.figures if n.startswith(kinds) and n.endswith("/loss")]
-        values = [(n, self.figures[n]) for n in names if self.figures[n] is not None]
+        figures = self.own_figures
+        names = [n for n in figures if n.startswith(kinds) and n.endswith("/loss")]
+        values = [(n, figures[n]) for n in names if figures[n] is not None]
 
         def order(value: tuple[str, float]) -> tuple[int, int, str]:
             name = value[0]

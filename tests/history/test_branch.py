@@ -273,3 +273,7 @@ def test_a_branch_from_before_a_change_of_the_mixture_says_which_it_goes_on_with
     assert main(["runs", "list", str(base.parent)]) == 0
     (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("third")]
     assert line.split()[:7] == ["third", "not", "started", "4/10", "1,536", "-", "-"], line
+    assert main(["runs", "list", str(base.parent), "--json"]) == 0
+    rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["third"]["figures"], rows["third"]["heldout"]) == ({}, None)
+    assert rows["new"]["figures"]["train/loss"] > 0

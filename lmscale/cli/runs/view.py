@@ -96,13 +96,10 @@ def render_problems(error: LmscaleError, folder: Path) -> str:
 
 def render_numbers(status: RunStatus) -> dict[str, str]:
     """The cells of a run by their headings; ``-`` where nothing is known yet."""
-    figures = status.figures
-    # A branch has its origin's rows, which say where it begins and not how it goes.
-    own = figures if status.starts else {}
-    heldout = status.heldout if status.starts else None
+    own, heldout = status.own_figures, status.heldout
     return {
         "step": f"{status.step:,}/{status.config.train.steps:,}",
-        "tokens": render_number(figures.get("train/tokens"), ",.0f"),
+        "tokens": render_number(status.figures.get("train/tokens"), ",.0f"),
         "loss": render_number(own.get("train/loss"), ".4f"),
         "held out": render_number(heldout and heldout[1], ".4f"),
         "tokens/s": render_number(own.get("speed/targets_per_second"), ",.0f"),
@@ -347,8 +344,8 @@ def to_json(folder: Path, look: RunLook | LmscaleError) -> dict[str, Any]:
         **state,
         "step": status.step,
         "steps": status.config.train.steps,
-        "figures": status.figures,
-        "figure_steps": dict(status.figure_steps),
+        "figures": status.own_figures,
+        "figure_steps": dict(status.figure_steps) if status.own_figures else {},
         "goodput": _goodput_to_json(status.goodput),
         "attempts": list(status.attempt_starts),
         "checkpoints": [commit.name for commit in status.commits],
@@ -376,5 +373,5 @@ def print_note(note: str) -> None:
 
 def loss_of(look: RunLook | LmscaleError) -> float:
     """For sorting: what has no loss comes last."""
-    loss = None if isinstance(look, LmscaleError) else look.status.figures.get("train/loss")
+    loss = None if isinstance(look, LmscaleError) else look.status.own_figures.get("train/loss")
     return float("inf") if loss is None else loss
