@@ -7,12 +7,35 @@ from typing import Any
 import typer
 
 from lmscale.cli.groups import HintingGroup
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
+from lmscale.cli.options import (
+    ConfigArgument,
+    JsonOption,
+    SetOption,
+    echo_json,
+    print_warnings,
+    render_line,
+)
 from lmscale.cli.plan_ladder import ladder
+from lmscale.cli.plan_options import (
+    GpuOption,
+    GpusPerNodeOption,
+    HtmlOption,
+    LikeOption,
+    LimitOption,
+    NodeMtbfOption,
+    NodesOption,
+    PreemptedOption,
+    PriceOption,
+    PueOption,
+    QueueOption,
+    StorageOption,
+)
 from lmscale.config import load_config
+from lmscale.config.load import blaming
 from lmscale.files.printing import say
 
 DEFAULT = "show"
+DAY, HOUR = 86_400.0, 3600.0
 
 
 class PlanGroup(HintingGroup):
@@ -36,18 +59,48 @@ app.command()(ladder)
 def show(
     config: ConfigArgument,
     set_: SetOption = None,
+    gpu: GpuOption = None,
+    nodes: NodesOption = 1,
+    gpus_per_node: GpusPerNodeOption = None,
+    html: HtmlOption = None,
+    price: PriceOption = None,
+    pue: PueOption = None,
+    node_mtbf: NodeMtbfOption = None,
+    preempted_every: PreemptedOption = None,
+    limit: LimitOption = None,
+    queue: QueueOption = 0.0,
+    storage: StorageOption = None,
+    like: LikeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print what a run of CONFIG will need. Loads no torch."""
-    from lmscale.plan.operations import list_operations, list_parameters
-    from lmscale.plan.parameters import count_parameters
+    from lmscale.cli.plan_run import choose_machine, list_rows, to_json, write_page
+    from lmscale.plan.own_constants import read_constants
+    from lmscale.plan.run import RunOptions, plan_run
+    from lmscale.plan.speed import plan_step
 
     loaded = load_config(config, set_ or ())
-    parameters = count_parameters(list_parameters(loaded.model, loaded.sizes))
-    operations = list_operations(loaded, micro_windows=loaded.batch.micro_windows)
-    saved_bytes = sum(operation.saved_bytes for operation in operations)
+    machine = choose_machine(gpu, nodes=nodes, devices_per_node=gpus_per_node)
+    with blaming(set_ or ()):
+        step = plan_step(loaded, machine)
+    given = {
+        "price": price,
+        "pue": pue,
+        "node_mtbf_seconds": node_mtbf and node_mtbf * DAY,
+        "preemption_seconds": preempted_every and preempted_every * HOUR,
+        "limit_seconds": limit and limit * HOUR,
+        "queue_seconds": queue * 60,
+        "write_bytes_per_second": storage and storage * 1e9,
+    }
+    options = RunOptions(**{key: value for key, value in given.items() if value is not None})
+    every = loaded.evaluation.every_steps
+    constants = read_constants(like, evaluate_every_steps=every) if like else None
+    run = plan_run(loaded, machine, step_seconds=step.seconds, options=options, constants=constants)
+    if html is not None:
+        write_page(html, loaded, machine, step, run, options)
     if as_json:
-        echo_json({"parameters": parameters, "activation_bytes": saved_bytes})
+        echo_json(to_json(machine, step, run))
         return
-    say(f"{parameters:,} parameters")
-    say(f"{saved_bytes / 2**30:.2f} GiB of activations a micro-batch")
+    for name, text in list_rows(machine, step, run):
+        say(render_line(name, text))
+    print_warnings(run.doubts)

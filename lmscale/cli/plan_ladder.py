@@ -98,7 +98,7 @@ def ladder(
 def _find_budget(
     config: RunConfig, budget: float | None, gpu_hours: float | None, gpu: str
 ) -> float:
-    from lmscale.plan.devices import find_device
+    from lmscale.plan.devices import find_device, settle_precision
     from lmscale.plan.ladder import count
 
     if budget is not None:
@@ -106,9 +106,11 @@ def _find_budget(
     if gpu_hours is None:
         tokens = config.samples_after(config.train.steps) * config.window.stride
         return BUDGET_SHARE * 6 * count(config) * tokens
-    peak = find_device(gpu).peak(config.engine.precision)
+    device = find_device(gpu)
+    precision = settle_precision(config, device).engine.precision
+    peak = device.peak(precision)
     if peak is None:
-        raise ConfigError(f"--gpu {gpu}: it does not compute in {config.engine.precision}")
+        raise ConfigError(f"--gpu {gpu}: it does not compute in {precision}")
     return gpu_hours * 3600 * USUAL_SHARE * peak
 
 
@@ -188,6 +190,24 @@ def _report(
         return
     for line in _render_prediction(fit, predicted, parameters, tokens, measured):
         say(line)
+
+
+def draw_finished(config: RunConfig) -> str | None:
+    """The picture of a run's ladder at its usual place; None where too few of it are finished."""
+    from lmscale.plan.ladder import count
+    from lmscale.plan.ladder_law import MIN_SIZES, fit_law
+    from lmscale.plan.ladder_runs import choose_best, points_of, read_ladder, read_loss
+
+    name = f"{config.run.name}-ladder"
+    path = config.folder.parent / f"{name}.yaml"
+    if not path.is_file():
+        return None
+    best = choose_best(read_ladder(path, config, name=name))
+    if len({run.parameters for run in best}) < MIN_SIZES:
+        return None
+    target = (count(config), config.samples_after(config.train.steps) * config.window.stride)
+    fit = fit_law(points_of(best))
+    return _draw(best, fit, fit.predict(*target), target, read_loss(config.folder, config))
 
 
 def _law_of(fit: Fit) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def render_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, height:
     """Curves over a grid; their names stand below the title."""
     bottom, right = height - BOTTOM, WIDTH - RIGHT
     names = [line for line in lines if line.name]
-    top = TOP + 18 * math.ceil(len(names) / 4)
+    top = TOP + 18 * math.ceil(len(names) / 4) + 16
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
         return (

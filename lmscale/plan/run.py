@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from lmscale.config import RunConfig
 from lmscale.plan.checkpoints import Checkpoint, plan_checkpoint
-from lmscale.plan.devices import Machine
+from lmscale.plan.devices import Machine, settle_precision
 from lmscale.plan.failures import (
     DAY,
     HOUR,
@@ -18,8 +18,8 @@ from lmscale.plan.failures import (
     find_widest_interval,
 )
 from lmscale.plan.losses import ExpectedLoss, expect_losses
-from lmscale.plan.measured import Constants
 from lmscale.plan.operations import list_parameters
+from lmscale.plan.own_constants import Constants
 from lmscale.plan.parameters import ParameterShape, count_parameters
 from lmscale.plan.repetition import SourceUse, plan_sources, sum_up
 from lmscale.plan.simulation import Course, Hazards, Simulated, simulate
@@ -44,6 +44,7 @@ START_SECONDS = 120.0
 # What an advised interval may cost over the best one, and the part of the time that it may write.
 TOLERANCE, WRITING_SHARE = 0.002, 0.1
 MOST_FAILURES = 40_000  # that are simulated of a run, in all repetitions together
+MOST_SAVES = 10_000  # that are simulated of a scale, be they over sooner
 SCALES = tuple(2**power for power in range(15))  # 1 to 16,384 devices
 SCALE_SECONDS = 30 * DAY
 
@@ -136,6 +137,7 @@ def plan_run(
     itself, which then counts before what is taken in general.
     """
     options, constants = options or RunOptions(), constants or Constants()
+    config = settle_precision(config, machine.device)
     step_seconds = constants.step_seconds or step_seconds
     saves = plan_saves(config, machine, step_seconds=step_seconds, options=options, own=constants)
     course, hazards = _plan_course(config, saves, step_seconds, options, constants)
@@ -328,7 +330,7 @@ def _plan_scale(
 
     def run(every_steps: float) -> float:
         every = max(1, min(round(every_steps), steps))
-        of = replace(course, steps=steps, save_every_steps=every)
+        of = replace(course, steps=min(steps, every * MOST_SAVES), save_every_steps=every)
         if _never_ends(of, hazards):
             return 0.0
         return simulate(of, hazards, repetitions=options.repetitions, seed=options.seed).goodput

@@ -13,7 +13,7 @@ from lmscale.config.assets import find_assets
 from lmscale.plan.checkpoints import plan_checkpoint
 from lmscale.plan.devices import find_device, plan_machine
 from lmscale.plan.failures import HOUR, LLAMA_3
-from lmscale.plan.measured import Constants, count_failures, read_constants
+from lmscale.plan.own_constants import Constants, count_failures, read_constants
 from lmscale.plan.run import PUE, RunOptions, plan_run, plan_scales
 
 H100 = find_device("h100-80gb")
