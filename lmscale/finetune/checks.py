@@ -101,7 +101,15 @@ def find_doubts(config: FinetuneConfig, model: ModelConfig, survey: Survey) -> I
                 "training files, too: what is measured on them is remembered, not learned"
             )
         if part.documents < FEW:
-            yield f"data.{name}: only {count_of(part.documents, 'document')}: figures are coarse"
+            stops = name == "heldout" and config.early_stopping.is_on
+            advice = (
+                ", and early stopping by them may end the run before it has learned: hold out "
+                "more, or train all epochs with --set early_stopping=false"
+            )
+            yield (
+                f"data.{name}: only {count_of(part.documents, 'document')}: figures are coarse"
+                f"{advice if stops else ''}"
+            )
     positions = model.max_positions
     if positions and train.most > positions and getattr(model, "positions", "") == "rope":
         yield (

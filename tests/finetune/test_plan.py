@@ -186,6 +186,14 @@ def test_a_name_that_training_writes_otherwise_is_told_with_the_one_that_is_mean
     assert single.startswith("of 'Good ' there is a single training document")
 
 
+def test_a_stop_by_few_held_out_documents_is_advised_against_before_the_run():
+    few = survey(heldout=part(9, counts=(5, 4)))
+    (told,) = find_doubts(asked(), base_of().model, few)
+    assert told.startswith("data.heldout: only 9 documents: figures are coarse, and early stopping")
+    (plain,) = find_doubts(asked(early_stopping=False), base_of().model, few)
+    assert plain == "data.heldout: only 9 documents: figures are coarse"
+
+
 def test_what_balances_the_classes_is_told_before_the_run():
     config = asked(settings={"objective.class_weights": "balanced"})
     found = survey(train=part(counts=(300, 100)))
