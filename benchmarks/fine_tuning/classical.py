@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from newspaper import QUESTION_END
+from found import score_gaps, score_offices, with_short_indices
 
 Record = Mapping[str, Any]
 Sides = Mapping[str, Sequence[Record]]
@@ -90,16 +90,43 @@ def score_tags(sides: Sides) -> dict[str, Figures]:
     from sklearn.metrics import f1_score
 
     truth = [tag for r in sides["test"] for tag in r["tags"]]
-    rows = {
-        "most frequent tag of a word": frequent_tags(sides["train"], sides["test"]),
-        "logistic regression, word and neighbours": linear_tags(sides),
-    }
     return {
         name: {
             "accuracy": float(np.mean([a == b for a, b in zip(truth, guesses, strict=True)])),
             "f1_macro": float(f1_score(truth, guesses, average="macro", zero_division=0)),
         }
-        for name, guesses in rows.items()
+        for name, guesses in guess_tags(sides, word_features).items()
+    }
+
+
+def score_entities(sides: Sides) -> dict[str, Figures]:
+    """The same two of English words, by whole entities."""
+    names = sorted({tag for records in sides.values() for r in records for tag in r["tags"]})
+    return {
+        name: {"f1_entities": entity_f1(guesses, sides["test"], names)}
+        for name, guesses in guess_tags(sides, english_features).items()
+    }
+
+
+def entity_f1(guesses: Sequence[str], records: Sequence[Record], names: Sequence[str]) -> float:
+    """As lmscale scores entities."""
+    from lmscale.metrics.entities import count_entities, plan_entities
+
+    tags = plan_entities(names)
+    assert tags is not None
+    numbers = [
+        np.array([names.index(tag) for tag in of])
+        for of in ([tag for r in records for tag in r["tags"]], guesses)
+    ]
+    documents = np.repeat(np.arange(len(records)), [len(r["tags"]) for r in records])
+    hits, predicted, true = count_entities(*numbers, documents, tags).sum(axis=0)
+    return float(2 * hits / (predicted + true))
+
+
+def guess_tags(sides: Sides, features: Callable[..., dict[str, str]]) -> dict[str, list[str]]:
+    return {
+        "most frequent tag of a word": frequent_tags(sides["train"], sides["test"]),
+        "logistic regression, word and neighbours": linear_tags(sides, features),
     }
 
 
@@ -137,13 +164,32 @@ def word_features(words: Sequence[str], place: int) -> dict[str, str]:
     }
 
 
-def linear_tags(sides: Sides) -> list[str]:
+def english_features(words: Sequence[str], place: int) -> dict[str, str]:
+    """What taggers of names look at: endings and beginnings, and how words are written, of two
+    words on each side, too.
+    """
+    features = {"start": str(place == 0)}
+    for at in range(place - 2, place + 3):
+        word = words[at] if 0 <= at < len(words) else ""
+        features[f"word {at - place}"] = word.lower()
+        features[f"shape {at - place}"] = re.sub(
+            r"(.)\1{2,}", r"\1\1", re.sub("[A-Z]", "X", re.sub("[a-z]", "x", re.sub("[0-9]", "0", word)))
+        )
+        if abs(at - place) < 2:
+            features |= {f"end {n}, {at - place}": word[-n:].lower() for n in (2, 3)}
+            features |= {f"begin {n}, {at - place}": word[:n].lower() for n in (1, 3)}
+    pairs = [("word -1", "word 0"), ("word 0", "word 1"), ("shape -1", "shape 0"), ("shape 0", "shape 1")]
+    return features | {f"{a}+{b}": f"{features[a]} {features[b]}" for a, b in pairs}
+
+
+def linear_tags(sides: Sides, features: Callable[..., dict[str, str]]) -> list[str]:
+    """Of two strengths the one with the better accuracy on validation."""
     from sklearn.feature_extraction import DictVectorizer
     from sklearn.linear_model import SGDClassifier
 
     def of(side: str) -> list[dict[str, str]]:
         return [
-            word_features(record["words"], place)
+            features(record["words"], place)
             for record in sides[side]
             for place in range(len(record["words"]))
         ]
@@ -164,12 +210,6 @@ def linear_tags(sides: Sides) -> list[str]:
     return list(best.predict(with_short_indices(vectors.transform(of("test")))))
 
 
-def with_short_indices(matrix: Any) -> Any:
-    """As linear models of scikit-learn take them; DictVectorizer makes indices of 64 bits."""
-    matrix.indices, matrix.indptr = matrix.indices.astype("i4"), matrix.indptr.astype("i4")
-    return matrix
-
-
 def score_translations(sides: Sides) -> dict[str, Figures]:
     """The English text itself, a dictionary by counts, and the most similar text of train."""
     english = [r["en"] for r in sides["test"]]
@@ -180,6 +220,23 @@ def score_translations(sides: Sides) -> dict[str, Figures]:
     }
     return {
         name: written_figures(way(), [r["zh"] for r in sides["test"]]) for name, way in ways.items()
+    }
+
+
+def score_spoken(sides: Sides) -> dict[str, Figures]:
+    """The spelling itself, what a letter is most often aligned with, the most similar word of
+    train, and a regression that tells the phonemes of each letter by its neighbours.
+    """
+    spellings = [r["spelling"] for r in sides["test"]]
+    train = [{"en": r["spelling"], "zh": r["phonemes"]} for r in sides["train"]]
+    ways = {
+        "copy": spellings,
+        "dictionary (IBM model 1)": translate_letters(sides["train"], spellings),
+        "nearest word of train": translate_by_memory(train, spellings),
+    }
+    return {
+        name: written_figures(guesses, [r["phonemes"] for r in sides["test"]], tokenize="13a")
+        for name, guesses in ways.items()
     }
 
 
@@ -240,45 +297,6 @@ def translate_by_memory(train: Sequence[Record], english: Sequence[str]) -> list
     return [train[at]["zh"] for at in nearest]
 
 
-def score_answers(sides: Sides) -> dict[str, Figures]:
-    """The most similar sentence, and what is known of the questions' form: behind the title stands
-    a name, which has most often three characters.
-    """
-    test = sides["test"]
-    length = Counter(len(r["answer"]) for r in sides["train"]).most_common(1)[0][0]
-    ways = {
-        "most similar sentence": [pick_sentence(r["question"], r["context"]) for r in test],
-        f"{length} characters behind the title": [cut_behind_title(r, length) for r in test],
-    }
-    return {name: answer_figures(guesses, test) for name, guesses in ways.items()}
-
-
-def pick_sentence(question: str, context: str) -> str:
-    """By TF-IDF of 1 to 3 characters, of which the context's sentences are the documents."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    sentences = [each for each in re.split(r"(?<=[。！？；，])", context) if each.strip()]
-    features = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
-    known = features.fit_transform(sentences)
-    return sentences[int((features.transform([question]) @ known.T).toarray().argmax())]
-
-
-def cut_behind_title(record: Record, length: int) -> str:
-    title = record["question"].removesuffix(QUESTION_END)
-    return record["context"].partition(title)[2][:length]
-
-
-def answer_figures(guesses: Sequence[str], records: Sequence[Record]) -> Figures:
-    """As lmscale scores answers in Chinese: exact match, and F1 of characters."""
-    from lmscale.metrics.answers import add_scores, score_answer
-
-    total = add_scores(
-        score_answer(guess, [record["answer"]], "characters")
-        for guess, record in zip(guesses, records, strict=True)
-    )
-    return {"exact_match": total.exact / total.count, "f1": total.f1 / total.count}
-
-
 SETS: dict[str, Callable[[Sides], dict[str, Figures]]] = {
     "reviews": lambda sides: score_classes(sides, chinese=True),
     "reviews_1000": lambda sides: score_classes(sides, chinese=True),
@@ -289,7 +307,10 @@ SETS: dict[str, Callable[[Sides], dict[str, Figures]]] = {
     "news_300": score_tags,
     "news_1000": score_tags,
     "help": score_translations,
-    "questions": score_answers,
+    "questions": score_offices,
+    "gaps": score_gaps,
+    "tweets": score_entities,
+    "spoken": score_spoken,
 }
 
 

