@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 GAP = "___"
-SYNOPSIS_WORDS, CONTEXT_CHARACTERS = range(4, 15), range(120, 501)
+SYNOPSIS_WORDS, CONTEXT_CHARACTERS = range(4, 15), range(100, 321)
 MIN_LETTERS = 4  # of an answer
 MAX_SHARE = 0.02  # of all descriptions: a word of more of them says too little to be asked for
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9'-]*")
@@ -34,7 +34,9 @@ def fetch_descriptions(folder: Path) -> str:
         options = [word for place in places for word in ("-o", place)]
         subprocess.run(["apt-get", "update", *options], check=True)
         part.rename(lists)
-    (file, *_) = sorted(lists.glob("*[a-z]_main_i18n_Translation-en*"), key=lambda f: -f.stat().st_size)
+    (file, *_) = sorted(
+        lists.glob("*[a-z]_main_i18n_Translation-en*"), key=lambda f: -f.stat().st_size
+    )
     cat = ["/usr/lib/apt/apt-helper", "cat-file", str(file)]
     return subprocess.run(cat, stdout=subprocess.PIPE, check=True).stdout.decode()
 

@@ -12,16 +12,18 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from descriptions import GAP, WORD
+from letters import with_short_indices
 from newspaper import QUESTION_END
 
 Record = Mapping[str, Any]
 Sides = Mapping[str, Sequence[Record]]
 Figures = dict[str, float]
 Features = dict[str, float]
+Unit = Literal["words", "characters"]
 STRENGTHS = (0.1, 1.0, 10.0)  # inverse of the L2 penalty, as LogisticRegression's C
 NAME_CHARACTERS = range(2, 5)  # of a candidate for a name; longer ones are foreign and rare
 NEAR = 12  # characters between a title and a candidate that are told apart
@@ -33,77 +35,67 @@ class Candidate(NamedTuple):
     features: Features
 
 
-def score_answers(
-    sides: Sides, candidates: Callable[[Record, Counter[str]], Iterator[Candidate]], unit: Any
-) -> dict[str, Figures]:
-    """By ``regression``, and by the most similar sentence. ``unit``: of F1, as lmscale's."""
+class Task(NamedTuple):
+    candidates: Callable[[Record, Counter[str]], Iterator[Candidate]]
+    unit: Unit  # of F1
+    every: int = 1  # the regression learns from so many of the wrong candidates: each n-th
+
+
+def score_answers(sides: Sides, how: Task) -> dict[str, Figures]:
     test = sides["test"]
     ways = {
-        "logistic regression over candidates": regression(sides, candidates, unit),
+        "logistic regression over candidates": regression(sides, how),
         "most similar sentence": [pick_sentence(r["question"], r["context"]) for r in test],
     }
-    return {name: answer_figures(guesses, test, unit) for name, guesses in ways.items()}
+    return {name: answer_figures(guesses, test, how.unit) for name, guesses in ways.items()}
+
+
+def score_gaps(sides: Sides) -> dict[str, Figures]:
+    return score_answers(sides, Task(word_candidates, "words"))
 
 
 def score_offices(sides: Sides) -> dict[str, Figures]:
     test = sides["test"]
     length = Counter(len(r["answer"]) for r in sides["train"]).most_common(1)[0][0]
     rule = [cut_behind_title(record, length) for record in test]
-    return score_answers(sides, name_candidates, "characters") | {
+    return score_answers(sides, Task(name_candidates, "characters", every=5)) | {
         f"rule: {length} characters behind the title": answer_figures(rule, test, "characters")
     }
 
 
-def score_gaps(sides: Sides) -> dict[str, Figures]:
-    return score_answers(sides, word_candidates, "words")
-
-
-def regression(
-    sides: Sides, candidates: Callable[[Record, Counter[str]], Iterator[Candidate]], unit: Any
-) -> list[str]:
+def regression(sides: Sides, how: Task) -> list[str]:
     """The likeliest candidate of each test record. A text that is several candidates has the sum
     of their chances; of the strengths the one with the best F1 on validation is taken.
     """
     from sklearn.feature_extraction import DictVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    known = Counter(w for r in sides["train"] for w in {w.lower() for w in WORD.findall(r["context"])})
-    found = {
-        side: [list(candidates(r, known)) for r in records] for side, records in sides.items()
-    }
+    texts = [{word.lower() for word in WORD.findall(r["context"])} for r in sides["train"]]
+    known = Counter(word for words in texts for word in words)
+    examples, is_answer = [], []
+    for record in sides["train"]:
+        for number, candidate in enumerate(how.candidates(record, known)):
+            is_right = candidate.text.lower() == record["answer"].lower()
+            if is_right or number % how.every == 0:
+                examples.append(candidate.features)
+                is_answer.append(is_right)
     vectors = DictVectorizer(dtype=np.float32)
-    train = vectors.fit_transform([c.features for of in found["train"] for c in of])
-    is_answer = [
-        c.text.lower() == r["answer"].lower()
-        for r, of in zip(sides["train"], found["train"], strict=True)
-        for c in of
-    ]
-    sheets = {
-        side: [vectors.transform([c.features for c in of]) if of else None for of in found[side]]
-        for side in ("validation", "test")
-    }
+    train = with_short_indices(vectors.fit_transform(examples))
 
     def guess(model: Any, side: str) -> list[str]:
-        return [
-            likeliest(of, model.predict_proba(sheet)[:, 1]) if of else ""
-            for of, sheet in zip(found[side], sheets[side], strict=True)
-        ]
+        guesses = []
+        for record in sides[side]:
+            found = list(how.candidates(record, known))
+            sheet = vectors.transform([c.features for c in found]) if found else None
+            guesses.append(likeliest(found, model.predict_proba(sheet)[:, 1]) if found else "")
+        return guesses
 
-    models = [
-        LogisticRegression(C=c, solver="liblinear").fit(with_short_indices(train), is_answer)
-        for c in STRENGTHS
-    ]
-    best = max(
-        models,
-        key=lambda m: answer_figures(guess(m, "validation"), sides["validation"], unit)["f1"],
-    )
-    return guess(best, "test")
+    def f1(model: Any) -> float:
+        validation = sides["validation"]
+        return answer_figures(guess(model, "validation"), validation, how.unit)["f1"]
 
-
-def with_short_indices(matrix: Any) -> Any:
-    """As linear models of scikit-learn take them; DictVectorizer makes indices of 64 bits."""
-    matrix.indices, matrix.indptr = matrix.indices.astype("i4"), matrix.indptr.astype("i4")
-    return matrix
+    models = [LogisticRegression(C=c, solver="liblinear").fit(train, is_answer) for c in STRENGTHS]
+    return guess(max(models, key=f1), "test")
 
 
 def likeliest(candidates: Sequence[Candidate], chances: np.ndarray) -> str:
@@ -183,7 +175,8 @@ def pick_sentence(question: str, context: str) -> str:
     """By TF-IDF of 1 to 3 characters, of which the context's sentences are the documents."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    sentences = [each for each in re.split(r"(?<=[。！？；，])|(?<=[.;]) ", context) if each.strip()]
+    cut = re.split(r"(?<=[。！？；，])|(?<=[.;]) ", context)
+    sentences = [sentence for sentence in cut if sentence.strip()]
     features = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
     known = features.fit_transform(sentences)
     return sentences[int((features.transform([question]) @ known.T).toarray().argmax())]
@@ -194,7 +187,7 @@ def cut_behind_title(record: Record, length: int) -> str:
     return record["context"].partition(title)[2][:length]
 
 
-def answer_figures(guesses: Sequence[str], records: Sequence[Record], unit: Any) -> Figures:
+def answer_figures(guesses: Sequence[str], records: Sequence[Record], unit: Unit) -> Figures:
     """As lmscale scores answers: exact match, and F1 of words or, in Chinese, of characters."""
     from lmscale.metrics.answers import add_scores, score_answer
 
@@ -203,5 +196,3 @@ def answer_figures(guesses: Sequence[str], records: Sequence[Record], unit: Any)
         for guess, record in zip(guesses, records, strict=True)
     )
     return {"exact_match": total.exact / total.count, "f1": total.f1 / total.count}
-
-

@@ -19,6 +19,7 @@ Pair = tuple[list[str], list[str]]  # letters and phonemes
 MAX_PHONEMES = 2  # of a letter
 ROUNDS = 6
 AROUND = 4  # letters on each side that are looked at
+SEVERAL = ((-1, 0), (0, 1), (-1, 1), (-2, 0), (0, 2), (-2, 1), (-1, 2), (0, 3), (-3, 0))
 _UNSEEN = 1e-4
 
 
@@ -74,16 +75,20 @@ def align_word(
 
 
 def letter_features(letters: Sequence[str], place: int) -> dict[str, str]:
+    """The letters around one, and some of them together; "#" stands beyond the word's ends."""
+
     def at(offset: int) -> str:
         return letters[place + offset] if 0 <= place + offset < len(letters) else "#"
 
     features = {f"letter {offset}": at(offset) for offset in range(-AROUND, AROUND + 1)}
-    for first, last in ((-1, 0), (0, 1), (-1, 1), (-2, 0), (0, 2), (-2, 1), (-1, 2), (0, 3), (-3, 0)):
+    for first, last in SEVERAL:
         features[f"letters {first} to {last}"] = "".join(at(n) for n in range(first, last + 1))
     return features
 
 
 class LetterRegression:
+    """Says the phonemes of each letter of a word. ``strength``: inverse of the L2 penalty."""
+
     def __init__(self, train: Sequence[Pair], strength: float) -> None:
         from sklearn.feature_extraction import DictVectorizer
         from sklearn.linear_model import LogisticRegression

