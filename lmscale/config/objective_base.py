@@ -31,6 +31,8 @@ class ObjectiveConfig(KindSection):
     """Those of all objectives' held-out figures that say something of this one."""
     loss_unit: ClassVar[str] = "nats per token"
     """Of what it reports as its loss."""
+    targets_are: ClassVar[str] = "tokens"
+    """What the loss is a mean of, as a plural."""
     held_out: ClassVar[tuple[str, ...]] = ()
     """Those that an evaluation reports beside ``set_figures``."""
     reads_partners: ClassVar[bool] = False

@@ -96,7 +96,7 @@ class LabelledConfig(ObjectiveConfig):
     implementation = "lmscale.objective.labelled:LABELLED"
     figures = ("loss", "accuracy")
     set_figures = ("loss", "perplexity")  # a label has no bytes
-    loss_unit = "nats per label"
+    loss_unit, targets_are = "nats per label", "labels"
     outputs: ClassVar[Literal["text_classes", "token_classes"]] = "text_classes"
     """The key of ``model`` that says how many classes it tells apart."""
     reads_pairs_without_types: ClassVar = False
@@ -279,7 +279,7 @@ class AnswersConfig(LabelledConfig):
     free = frozenset({"longest_answer"})
     figures = ("loss", "exact_match", "f1")
     set_figures = ("loss",)
-    loss_unit = "nats per edge of an answer"
+    loss_unit, targets_are = "nats per edge of an answer", "answers"
     outputs = "token_classes"
     reads_pairs_without_types = True  # as RoBERTa does; places of the question are never an answer
 

@@ -92,7 +92,7 @@ class Pace:
             waited = f" after {render_duration(report.data_seconds)} of waiting for its data"
         return (
             f"step {report.step} took {report.step_seconds:.3g} s{waited}{compiled}: "
-            f"loss {report.loss:.4f}, {speed:,.0f} tokens/s"
+            f"loss {report.loss:.4f}, {speed:,.0f} {self._config.objective.targets_are}/s"
         )
 
 

@@ -80,13 +80,14 @@ class MetricsHook:
             values = self._values(report)
             self._trackers.log(report.step, values, losses={TRAINED: values["train/loss"]})
             logger.info(
-                "step %d/%d  loss %.4f  lr %.2e  norm %.3f  %s tokens/s  waited %.1f %%%s",
+                "step %d/%d  loss %.4f  lr %.2e  norm %.3f  %s %s/s  waited %.1f %%%s",
                 report.step,
                 self._run.config.train.steps,
                 values["train/loss"],
                 report.learning_rate,
                 report.gradient_norm,
                 render_speed(values["speed/targets_per_second"]),
+                self._run.config.objective.targets_are,
                 100 * (values["speed/data_wait_fraction"] or 0),
                 self._pace.told(),
             )

@@ -6,6 +6,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from guard_cases import report
+from labelled_data import ENCODERS
 from tiny_run import tiny_config
 
 from lmscale.train import pace as pace_module
@@ -36,6 +37,12 @@ def do_steps(pace, clock, *steps, seconds=10.0):
     for step in steps:
         clock.now += seconds
         pace(report(step, step_seconds=seconds))
+
+
+def test_a_step_tells_how_many_labels_a_second_it_learned_where_these_are_its_targets(started):
+    pace, clock, told = started(**ENCODERS["classes"], **{"stream.packing": "best_fit"})
+    do_steps(pace, clock, 5, seconds=60)
+    assert told.messages == ["step 5 took 60 s: loss 2.0000, 5 labels/s"]
 
 
 def test_the_first_step_says_what_it_took_and_the_second_one_when_the_run_ends(started):
