@@ -245,14 +245,21 @@ def _plan_course(
     return course, hazards
 
 
+def has_law(config: RunConfig) -> bool:
+    """Whether the published laws are of such a run: all of it learns, from random weights on, to
+    predict the next token.
+    """
+    is_plain = config.objective.name == "causal" and not config.run.init_from
+    return is_plain and not config.model.lora.rank
+
+
 def _expect_losses(
     config: RunConfig,
     shapes: tuple[ParameterShape, ...],
     tokens: int,
     sources: tuple[SourceUse, ...],
 ) -> tuple[ExpectedLoss, ...]:
-    is_plain = config.objective.name == "causal" and not config.run.init_from
-    if not is_plain or config.model.lora.rank:
+    if not has_law(config):
         return ()
     total = count_parameters(shapes)
     embedded = sum(shape.elements for shape in shapes if shape.kind in ("embedding", "head"))

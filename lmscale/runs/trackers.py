@@ -48,10 +48,12 @@ class Trackers:
         values: Mapping[str, float | None],
         *,
         losses: Mapping[str, float | None] = MappingProxyType({}),
+        planned: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Record a step's figures. None is left out; one that is not finite is null in JSON.
 
         ``losses``: those of them that are points of the loss curves, by the curve's name.
+        ``planned``: figures that were not measured, which TensorBoard alone shows beside them.
         """
         figures = {name: value for name, value in values.items() if value is not None}
         now = time.time()
@@ -59,7 +61,7 @@ class Trackers:
         with self._refusing():
             self._metrics.append(row)
             with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
-                for name, value in figures.items():
+                for name, value in {**figures, **planned}.items():
                     self._events.add_scalar(name, float(value), step, walltime=now)
                 self._curves.draw(step, losses, now)
 

@@ -8,6 +8,7 @@ from lmscale.config import RunConfig
 from lmscale.config.objective import NextTokenConfig
 from lmscale.objective.objective import SOURCE_LOSS
 from lmscale.runs.loss_curves import BY_STEP, BY_TOKENS
+from lmscale.train.planned import LOSS, SPEED
 
 Charts = Mapping[str, Mapping[str, list[str]]]  # page → title → patterns of names
 
@@ -55,7 +56,7 @@ def plan_charts(config: RunConfig, *, world_size: int, has_peak: bool) -> Charts
 def _loss(config: RunConfig) -> dict[str, list[str]]:
     """Trained and held out together, then what there is of each source and part alone."""
     charts = {
-        "loss over steps, trained and held out": [f"{BY_STEP}$"],
+        "loss over steps, trained and held out": [f"{BY_STEP}$", f"{LOSS}$"],
         "loss over tokens, trained and held out": [f"{BY_TOKENS}($|/)"],
     }
     if len(config.stream.sources) > 1 and isinstance(config.objective, NextTokenConfig):
@@ -91,7 +92,10 @@ def _learning(config: RunConfig) -> dict[str, list[str]]:
 
 
 def _speed(*, world_size: int, has_peak: bool) -> dict[str, list[str]]:
-    charts = {"tokens trained on per second": ["speed/targets_per_second$"]}
+    charts = {
+        "tokens trained on per second": ["speed/targets_per_second$"],
+        "positions per second, measured and planned": ["speed/positions_per_second$", f"{SPEED}$"],
+    }
     if has_peak:
         charts["MFU, both conventions"] = ["speed/mfu_.*"]
     charts["waiting for data"] = ["speed/data_wait_fraction$"]

@@ -20,6 +20,7 @@ from lmscale.stream.mixture_changes import describe_change, find_changes
 from lmscale.train.assemble import Run
 from lmscale.train.charts import plan_charts
 from lmscale.train.pace import Pace
+from lmscale.train.planned import plan_figures
 from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.watch import heartbeat
 
@@ -70,6 +71,7 @@ class MetricsHook:
         if changes := [describe_change(change) for change in find_changes(run.stream.segments)]:
             trackers.log_text("mixture", "\n".join(changes), step=run.start.step)
         self._flops = account_model(config.model, config.sizes).flops
+        self._planned = plan_figures(config, run.ranks, run.device)
 
     def __call__(self, report: StepReport) -> None:
         self._attempt.step(report.step, report.step_seconds, is_skipped=report.is_skipped)
@@ -78,7 +80,9 @@ class MetricsHook:
         is_last = report.step == self._run.config.train.steps or report.stop_reason is not None
         if report.step % self._run.config.train.log_every_steps == 0 or is_last:
             values = self._values(report)
-            self._trackers.log(report.step, values, losses={TRAINED: values["train/loss"]})
+            planned = self._planned.figures(self._counter.now.tokens) if self._planned else {}
+            losses = {TRAINED: values["train/loss"]}
+            self._trackers.log(report.step, values, losses=losses, planned=planned)
             logger.info(
                 "step %d/%d  loss %.4f  lr %.2e  norm %.3f  %s %s/s  waited %.1f %%%s",
                 report.step,

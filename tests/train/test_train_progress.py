@@ -52,14 +52,14 @@ def test_a_pattern_of_one_figure_draws_no_other_one(tmp_path):
     """TensorBoard holds a pattern against the beginning of a name (custom_scalars_plugin.py)."""
     names = ["train/loss", "train/loss_scale", "Loss/by_step", "Loss/by_tokens", "Loss/by_tokens/a"]
     names += ["evaluation/a/loss", "evaluation/a/loss/part", "evaluation/ab/loss"]
-    names += ["train/source_loss/a"]
+    names += ["train/source_loss/a", "plan/loss"]
     pages = charts_of(tmp_path, **{"evaluation.sets": {"a": "x", "b": "y"}})
     drawn = {
         title: [name for name in names if any(re.match(pattern, name) for pattern in patterns)]
         for title, patterns in pages["loss"].items()
     }
     assert drawn == {
-        "loss over steps, trained and held out": ["Loss/by_step"],
+        "loss over steps, trained and held out": ["Loss/by_step", "plan/loss"],
         "loss over tokens, trained and held out": ["Loss/by_tokens", "Loss/by_tokens/a"],
         "trained, every source": ["train/source_loss/a"],
         "held out, every set": ["evaluation/a/loss", "evaluation/ab/loss"],
