@@ -103,7 +103,8 @@ def test_every_command_in_the_documents_exists_with_its_options(page, words):
     command = typer.main.get_command(app)
     rest = words[: words.index(">")] if ">" in words else list(words)
     while subcommands := getattr(command, "commands", None):
-        name = rest.pop(0)
+        usual = getattr(command, "usual", None)  # of a group that is a command of its own as well
+        name = usual if usual is not None and rest[0] not in subcommands else rest.pop(0)
         assert name in subcommands, f"{page}: lmscale {shlex.join(words)}"
         command = subcommands[name]
     command.make_context("lmscale", rest)  # raises a usage error for what it does not know

@@ -41,6 +41,8 @@ DAY, HOUR = 86_400.0, 3600.0
 class PlanGroup(HintingGroup):
     """`lmscale plan CONFIG` is short for `lmscale plan show CONFIG`."""
 
+    usual = DEFAULT
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
             args = [DEFAULT, *args]
