@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 
 HEAD_BYTES = 1 << 16
 # How a file begins that says its encoding; the longer one first.
@@ -10,19 +11,21 @@ _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"}
 _MARKS |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8"}
 BYTE_ENCODINGS = ("cp1252", "latin-1")
 _MOST_NULS = 8  # in a few words of UTF-16 there are more
-# Characters that make a third of any Chinese text, simplified or traditional, and its marks. In
-# text that was decoded by a wrong table they are as rare as any.
-_COMMON = frozenset(
-    "的一是不了在人有我他这個个們们中来來上大为為和国國地到以说說时時要就出会會可也你对對生能而子那得于於著着"
-    "下自之年过過发發后後作里裡，。、；：“”「」？！《》　"
-)
-_TABLES = {
-    "gb18030": lambda char: char in _COMMON,
-    "big5": lambda char: char in _COMMON,
-    "shift_jis": lambda char: "\u3041" <= char <= "\u30fe",
-    "euc_kr": lambda char: "\uac00" <= char <= "\ud7a3",
+DETECTED_BYTES = 4096  # of lines that are not ASCII: more does not make the detector surer
+# What files under one encoding's name really hold, as the WHATWG's standard maps its labels. Keys
+# are the names that ``codecs.lookup`` gives.
+MEANT = {
+    **dict.fromkeys(("iso8859-1", "ascii"), "cp1252"),
+    "iso8859-9": "cp1254",
+    **dict.fromkeys(("iso8859-11", "tis-620"), "cp874"),
+    **dict.fromkeys(("gb2312", "gbk"), "gb18030"),
+    **dict.fromkeys(("shift_jis", "shift_jis_2004"), "cp932"),
+    "euc_jis_2004": "euc_jp",
+    "euc_kr": "cp949",
+    "big5": "big5hkscs",
 }
-_SHARE = 0.15  # of what is not ASCII
+_LETTER_BESIDE = re.compile(rb"[A-Za-z][\x91-\x97\xa0-\xff]|[\x91-\x97\xa0-\xff][A-Za-z]")
+_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")
 
 
 def find_mark(content: bytes) -> str | None:
@@ -38,22 +41,46 @@ def guess_encoding(content: bytes) -> str:
         return name
     if not _is_other(content):
         return "utf-8"
-    # Almost any two bytes are some character of these tables, hence the common ones count.
-    shares = {name: _share(_decode(content, name), name) for name in _TABLES}
-    best = max(shares, key=lambda name: shares[name])
-    if shares[best] > _SHARE:
-        return best
-    text = _decode(content, "cp1252")
-    return "latin-1" if text is None else "cp1252"
+    for has_iso in (True, False):
+        name = _detect(content[:HEAD_BYTES], has_iso)
+        text = _decode(content, name) if name else None
+        # ISO's tables hold control characters where those of Windows hold quotation marks.
+        if name and text is not None and not _CONTROLS.search(text):
+            return "cp1252" if text == _decode(content, "cp1252") else name
+    return "cp1252" if decodes(content, "cp1252") else "latin-1"
+
+
+def _detect(content: bytes, has_iso: bool) -> str | None:
+    """What chardet takes the lines that are not ASCII for, by Python's name; among the encodings of
+    Windows, of East Asia and KOI8, and those of ISO 8859.
+    """
+    import chardet
+    from chardet.enums import EncodingEra
+
+    web = EncodingEra.MODERN_WEB
+    eras = web | EncodingEra.LEGACY_ISO if has_iso else web
+    part = b"\n".join(line for line in content.splitlines() if not line.isascii())
+    found = chardet.detect(part[:DETECTED_BYTES], encoding_era=eras)["encoding"]
+    try:
+        name = codecs.lookup(found or "").name
+    except LookupError:
+        return None
+    return MEANT.get(name, name)
 
 
 def _is_other(content: bytes) -> bool:
-    """Whether it is not UTF-8: if a few bytes of many are wrong, they are, and not the encoding."""
+    """Whether it is not UTF-8: if a few bytes of many are wrong, they are, and not the encoding.
+
+    Where nothing else is beyond ASCII, one such byte beside a letter is enough.
+    """
     if _decode(content, "utf-8") is not None:
         return False
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(content[:HEAD_BYTES])
     wrong = text.count("\ufffd")
-    return wrong >= 3 and sum(char > "\x7f" for char in text) <= 2 * wrong
+    others = sum(char > "\x7f" for char in text)
+    if others == wrong and _LETTER_BESIDE.search(content[:HEAD_BYTES]):
+        return True
+    return wrong >= 3 and others <= 2 * wrong
 
 
 def decodes(content: bytes, encoding: str) -> bool:
@@ -67,12 +94,6 @@ def _decode(content: bytes, encoding: str) -> str | None:
         return codecs.getincrementaldecoder(encoding)("strict").decode(content, final=False)
     except UnicodeDecodeError:
         return None
-
-
-def _share(text: str | None, encoding: str) -> float:
-    """Part of what is not ASCII that is a common character of the encoding's languages."""
-    others = [char for char in (text or "")[:100_000] if ord(char) > 127]
-    return sum(map(_TABLES[encoding], others)) / max(1, len(others))
 
 
 def looks_like_utf16(content: bytes | str) -> str | None:

@@ -6,7 +6,7 @@ import codecs
 import re
 from typing import NamedTuple
 
-from lmscale.corpus.encodings import find_mark
+from lmscale.corpus.encodings import MEANT, find_mark
 
 AUTO = "auto"
 """Of ``corpus.sources.NAME.encoding``: UTF-8, and of a page what it declares."""
@@ -18,16 +18,9 @@ _ATTRIBUTE = re.compile(rb"""([^\s=/"'>]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>
 _CHARSET = re.compile(rb"""charset\s*=\s*["']?\s*([^\s;"']+)""", re.IGNORECASE)
 _XML = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([^"'>]+)""", re.IGNORECASE)
 
-# The standard's labels that mean another encoding than Python's of that name: what pages under them
-# really hold. Keys are the names that ``codecs.lookup`` gives.
+# The standard's labels that mean another encoding than Python's of that name.
 _MEANT = {
-    **dict.fromkeys(("iso8859-1", "ascii"), "cp1252"),
-    "iso8859-9": "cp1254",
-    **dict.fromkeys(("iso8859-11", "tis-620"), "cp874"),
-    **dict.fromkeys(("gb2312", "gbk"), "gb18030"),
-    "shift_jis": "cp932",
-    "euc_kr": "cp949",
-    "big5": "big5hkscs",
+    **MEANT,
     # Bytes in which ASCII could be read are none of these.
     **dict.fromkeys(("utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"), "utf-8"),
 }

@@ -16,6 +16,7 @@ from lmscale.config.corpus import PLAIN, CorpusConfig, CorpusSourceConfig
 from lmscale.corpus.account import Account
 from lmscale.corpus.broken import describe_broken
 from lmscale.corpus.clean import Sameness, is_heldout, strip_html
+from lmscale.corpus.encoding_votes import vote_encodings
 from lmscale.corpus.guess import (
     FIELDS,
     FILE_BYTES,
@@ -102,12 +103,12 @@ def survey_files(words: Sequence[str], name: str = "files") -> Survey:
     """
     found, notes = _expand(words)
     files = {file.location: file for each in found.values() for file in each}
-    settings = _guess_all(files)
+    settings, votes = _guess_all(files)
     inputs = _name_inputs(settings, found)
     tree = {"inputs": inputs, "max_bad_records": 10**9}
     source = CorpusSourceConfig.model_validate(tree)
     raw_files = find_inputs(CorpusConfig(sources={name: source}))[name]
-    notes += [*_describe_encodings(settings.values()), *_describe_fields(settings, files)]
+    notes += [*votes, *_describe_encodings(settings.values()), *_describe_fields(settings, files)]
     return _read(raw_files, Account(name, source), inputs, notes)
 
 
@@ -139,20 +140,23 @@ def _describe_fields(
         )
 
 
-def _guess_all(files: Mapping[str, FoundFile]) -> dict[str, Settings]:
-    """The settings of every file; those that are not looked at have those of most of their ending,
-    of which another one's say nothing.
+def _guess_all(files: Mapping[str, FoundFile]) -> tuple[dict[str, Settings], list[str]]:
+    """The settings of every file, and what is to be told of them; those that are not looked at have
+    those of most of their ending, of which another one's say nothing.
     """
     places: dict[str, list[str]] = {}
     for place in sorted(files):
         places.setdefault(_ending_of(files[place]), []).append(place)
     settings: dict[str, Settings] = {}
+    notes: list[str] = []
     for alike in places.values():
         step = max(1, len(alike) // LOOKED_AT)
         looked_at = {place: guess_settings(files[place]) for place in alike[::step]}
+        looked_at, told = vote_encodings(looked_at, files)
+        notes += told
         most, _ = Counter(looked_at.values()).most_common(1)[0]
         settings |= {place: looked_at.get(place, most) for place in alike}
-    return settings
+    return settings, notes
 
 
 def _expand(words: Sequence[str]) -> tuple[dict[str, list[FoundFile]], list[str]]:

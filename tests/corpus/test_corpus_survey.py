@@ -23,6 +23,15 @@ SIMPLIFIED = "我们在这里说的是中国的大学生，他们来到了这个
 TRADITIONAL = "我們在這裡說的是中國的大學生，他們來到了這個地方。"
 JAPANESE = "これは日本語の文章です。ひらがなとカタカナがあります。"
 KOREAN = "이것은 한국어 문장입니다. 우리는 여기에 있습니다."
+RUSSIAN = "Сова летает ночью над лесом и полями, а днём спит в дупле старого дуба. "
+FRENCH = "La chouette vole la nuit au-dessus des forêts et des champs gelés, cachée l’été. "
+# Paragraphs of the kind that a table of Hangul has syllables for, byte by byte.
+GB_PARAGRAPHS = [
+    "要查看软件包的详细信息，请使用下列命令。",
+    "内核模块可以在系统启动时自动加载，也可以手动加载。",
+    "目录及文件权限的设置方法与其他系统相同。",
+    "用户能够通过镜像站点下载安装光盘映像文件。",
+]
 TEXTS = [f"{ENGLISH} {number}" for number in range(40)]
 
 
@@ -33,10 +42,14 @@ TEXTS = [f"{ENGLISH} {number}" for number in range(40)]
         (SIMPLIFIED, "utf-8"),
         ("", "utf-8"),
         (SIMPLIFIED, "gb18030"),
-        (TRADITIONAL, "big5"),
-        (JAPANESE, "shift_jis"),
-        (KOREAN, "euc_kr"),
-        (ENGLISH + "café über", "cp1252"),
+        # By the larger table of each, which a file under its name may need further on.
+        (TRADITIONAL, "big5hkscs"),
+        (JAPANESE, "cp932"),
+        (JAPANESE, "euc_jp"),
+        (KOREAN, "cp949"),
+        (RUSSIAN, "koi8-r"),
+        (RUSSIAN, "cp1251"),
+        (FRENCH, "cp1252"),
         (SIMPLIFIED, "utf-16"),
     ],
 )
@@ -45,6 +58,27 @@ def test_the_encoding_is_the_one_that_gives_the_text(text, encoding):
     assert guess_encoding(content) == encoding
     if encoding not in ("utf-16", "cp1252"):  # a character that is cut is no mistake
         assert guess_encoding(content[:-1]) == encoding
+
+
+@pytest.mark.parametrize("text", GB_PARAGRAPHS)
+def test_a_paragraph_of_chinese_is_not_taken_for_korean(text):
+    assert guess_encoding(text.encode("gb18030")) == "gb18030"
+
+
+def test_a_short_file_is_read_as_most_of_its_folder_and_that_is_told(tmp_path):
+    for number in range(6):
+        (tmp_path / f"{number}.txt").write_bytes((SIMPLIFIED * (9 + number)).encode("gb18030"))
+    (tmp_path / "short.txt").write_bytes("한국".encode("euc_kr") + b" x\n")
+    (tmp_path / "long.txt").write_bytes((KOREAN * 20).encode("euc_kr"))
+    found = survey_files([f"{tmp_path}/*.txt"])
+    assert found.inputs == (
+        {"files": f"{tmp_path}/*.txt", "encoding": "gb18030"},
+        {"files": f"{tmp_path}/long.txt", "encoding": "cp949"},
+    )
+    assert found.notes[0] == (
+        f"1 short file read as gb18030, as most of the folder: {tmp_path}/short.txt, say, which "
+        "alone looks like UTF-8 with wrong bytes"
+    )
 
 
 def test_a_few_wrong_bytes_of_many_are_no_other_encoding():
