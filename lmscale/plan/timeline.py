@@ -29,14 +29,16 @@ class Peaks:
         return max(self.forward_bytes, self.backward_bytes)
 
 
-def play(tape: Tape, *, gradient_itemsize: int = FLOAT) -> Peaks:
+def play(tape: Tape, *, gradient_itemsize: int = FLOAT, first_gradient_bytes: int = 0) -> Peaks:
     """Play a pass. ``gradient_itemsize``: bytes of an element of the weights' gradients, for
-    ``growing_bytes``; one in the pass's dtype is kept as the operator gives it.
+    ``growing_bytes``, which ``first_gradient_bytes`` are added to as soon as there is one.
     """
-    player = _Player(tape=tape, gradient_itemsize=gradient_itemsize)
+    player = _Player(
+        tape=tape, gradient_itemsize=gradient_itemsize, first_gradient_bytes=first_gradient_bytes
+    )
     player.go_forward(tape.records, _last_uses(tape.records))
     kept, forward = player.held, player.most
-    player.most = player.held
+    player.most = player.most_growing = player.held
     player.go_back()
     return Peaks(
         kept_bytes=kept,
@@ -69,6 +71,7 @@ class _Player:
 
     tape: Tape
     gradient_itemsize: int
+    first_gradient_bytes: int
     held: int = 0
     most: int = 0
     grown: int = 0
@@ -149,6 +152,9 @@ class _Player:
                 passed = given[0] if record.passes_gradient else None
                 self.receive(array.number, passed or self.hold(array.nbytes))
             self.look(record.backward_scratch_bytes + record.trained_bytes)
+            if record.trained_bytes and self.first_gradient_bytes:
+                self.grown, self.first_gradient_bytes = self.first_gradient_bytes, 0
+                self.look()
             self.grown += record.trained_bytes // self.tape.itemsize * self.gradient_itemsize
             for gradient in given:
                 self.leave(gradient)
