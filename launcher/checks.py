@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launcher.data_checks import Findings, check_data
 from launcher.job import DATA_KINDS, JobRequest, Prepared, SlurmJob
+from launcher.planned import check_plan
 from launcher.scoring import task_places
 from launcher.slurm import QueuedJob, SlurmRefusedError, list_partitions, squeue, try_sbatch
 from launcher.sweep import find_conflict
@@ -36,6 +37,7 @@ def check(prepared: Prepared, *, besides: Collection[str] = ()) -> Findings:
     findings.take(_folder_problems(request, job), f"{job.run_folder} can be its folder")
     check_data(request, job, findings)
     _check_places(request, job, findings)
+    check_plan(request, job, findings)
     try:
         live = find_live_jobs(job, besides=besides)
         findings.take(live, "no copy of it is queued or running")

@@ -54,6 +54,7 @@ class JobRequest:
     is_awaited: bool = False  # earlier jobs of its pipeline make what it reads
     sweep: Sweep | None = None
     profile: ProfilePlan | None = None  # steps that the ranks trace
+    ignores_plan: bool = False  # whether it is submitted though the planner says it cannot fit
 
     @property
     def name(self) -> str:

@@ -38,6 +38,7 @@ class LaunchOptions:
     words: tuple[str, ...] = ()  # what stands behind --
     profile: ProfilePlan | None = None  # steps that the ranks trace
     is_awaited: bool = False  # earlier jobs of its pipeline make what it reads
+    ignores_plan: bool = False  # whether it is submitted though the planner says it cannot fit
 
 
 def parse_nodes(text: str | None) -> tuple[int, int]:

@@ -121,6 +121,7 @@ def prepare(options: LaunchOptions) -> Prepared:
         is_awaited=options.is_awaited,
         profile=options.profile,
         sweep=sweep,
+        ignores_plan=options.ignores_plan,
     )
     with blaming(options.overrides):
         job = plan_job(request, options.kind)

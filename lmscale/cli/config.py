@@ -108,4 +108,28 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
     deepspeed = render_deepspeed_config(config.engine, plan=plan, num_parameters=num_parameters)
     if config.engine.precision == "auto":  # which the ranks' devices settle
         deepspeed["bf16"]["enabled"] = "auto"
-    return {**derived, "parameters": num_parameters, "batch": batch, "deepspeed": deepspeed}
+    return {
+        **derived,
+        "parameters": num_parameters,
+        "plan": _quote_plan(config, num_ranks),
+        "batch": batch,
+        "deepspeed": deepspeed,
+    }
+
+
+def _quote_plan(config: RunConfig, num_ranks: int) -> str:
+    """The planner's line for so many of this machine's GPUs, or for ranks of its CPU."""
+    from lmscale.errors import ConfigError
+    from lmscale.plan.devices import CPU, find_device, plan_machine
+    from lmscale.plan.quote import quote_plan
+    from lmscale.ranks.gpus import find_gpus
+
+    here = find_gpus()
+    per_node = min(num_ranks, here.count or num_ranks)
+    nodes = -(-num_ranks // per_node)
+    try:
+        device = find_device(here.name if here.count else CPU)
+        machine = plan_machine(device, nodes=nodes, devices_per_node=per_node)
+        return "; ".join(quote_plan(config, machine))
+    except ConfigError as error:
+        return f"none: {error.problems[0]}"

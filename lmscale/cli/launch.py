@@ -56,6 +56,7 @@ def slurm(
     profile_ranks: ProfileRanksOption = None,
     dry_run: opt.DryRunOption = False,
     check: opt.CheckOption = False,
+    ignore_plan: opt.IgnorePlanOption = False,
     job: opt.JobOption = "train",
     tasks: opt.TasksOption = None,
     preflight_only: opt.PreflightOption = False,
@@ -107,6 +108,7 @@ def slurm(
         asked={name: value for name, value in asked.items() if value is not None},
         sbatch=tuple(sbatch or ()),
         words=tuple(ctx.args),
+        ignores_plan=ignore_plan,
     )
     launch = launch_all if job == "all" and not preflight_only else launch_one
     launch(options, How(dry_run=dry_run, check=check, as_json=as_json))

@@ -30,6 +30,10 @@ DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the batch script and do nothing else.")
 ]
 CheckOption = Annotated[bool, typer.Option("--check", help="Make all checks and submit nothing.")]
+IgnorePlanOption = Annotated[
+    bool,
+    typer.Option("--ignore-plan", help="Submit what cannot fit the GPUs' memory by the plan."),
+]
 JobOption = Annotated[
     Job,
     typer.Option(

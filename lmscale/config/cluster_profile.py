@@ -112,6 +112,10 @@ class ClusterConfig(Section):
 
     gpus_per_node: int = Field(default=0, ge=0, le=MAX_TASKS)
     gpu_type: str | None = None
+    gpu: str | None = None
+    """Which GPU that is, as ``lmscale plan --gpu`` names it (``h100-80gb``), or a file of its
+    figures: a run that cannot fit it is refused. Default: ``gpu_type``, if that is such a name.
+    """
     tasks_per_node: PositiveInt | None = Field(default=None, le=MAX_TASKS)
     """Ranks on a node; default: one per GPU."""
     cpus_per_task: PositiveInt = Field(default=1, le=MAX_TASKS)
