@@ -143,8 +143,8 @@ def load_all() -> None:
     prepare_deepspeed(torch.device("cpu"))
 
 
-def measure_apart(overrides: Sequence[str]) -> int:
-    """``measure`` in a fork."""
+def begin_measuring(overrides: Sequence[str]) -> tuple[int, int]:
+    """``measure`` in a fork: its process id, and where it writes its answer."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -155,11 +155,15 @@ def measure_apart(overrides: Sequence[str]) -> int:
             traceback.print_exc()
             os._exit(1)
     os.close(writing)
+    return child, reading
+
+
+def end_measuring(child: int, reading: int) -> int:
     with os.fdopen(reading) as answer:
         text = answer.read()
     _, status = os.waitpid(child, 0)
     if status:
-        sys.exit(f"the process of {overrides} ended with status {status}")
+        sys.exit(f"a process ended with status {status}")
     return int(text)
 
 
@@ -186,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shapes", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     given = parser.parse_args(arguments)
     if os.environ.get("MALLOC_MMAP_THRESHOLD_") != "65536":  # read as a process begins
         os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
@@ -193,13 +198,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load_all()
     draws = random.Random(given.seed)
     rows, errors = [["shape", "plan MB", "measured", "error", "worst moment"]], []
-    for _ in range(given.shapes):
-        overrides = draw_shape(draws)
+    shapes = [draw_shape(draws) for _ in range(given.shapes)]
+    running = [begin_measuring(shape) for shape in shapes[: given.jobs]]
+    for number, overrides in enumerate(shapes):
+        measured = end_measuring(*running[number])
+        if len(running) < len(shapes):
+            running.append(begin_measuring(shapes[len(running)]))
         config = build_config(overrides)
         memory = plan(config)
-        measured, planned = measure_apart(overrides), held(memory)
-        errors.append(planned / measured - 1)
-        figures = (f"{planned / 1e6:.0f}", f"{measured / 1e6:.0f}", f"{errors[-1]:+.1%}")
+        errors.append(held(memory) / measured - 1)
+        figures = (f"{held(memory) / 1e6:.0f}", f"{measured / 1e6:.0f}", f"{errors[-1]:+.1%}")
         rows.append([describe(config), *figures, memory.moment])
         print(" | ".join(rows[-1]), flush=True)
     print(align_rows(rows))

@@ -46,6 +46,12 @@ class Memory:
         return sum(self.components.values())
 
     @property
+    def allocated_bytes(self) -> int:
+        """What a run logs as ``memory/peak_bytes``: its allocator's on a GPU, else the process'."""
+        besides = ("context", "fragmentation")
+        return sum(size for name, size in self.components.items() if name not in besides)
+
+    @property
     def host_bytes(self) -> int:
         return sum(self.host.values())
 
