@@ -76,6 +76,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Print what a run of CONFIG will need. Loads no torch."""
+    from lmscale.cli.plan_memory import advice_to_json, list_advice, list_memory, memory_to_json
     from lmscale.cli.plan_run import choose_machine, list_rows, to_json, write_page
     from lmscale.plan.own_constants import read_constants
     from lmscale.plan.run import RunOptions, plan_run
@@ -101,8 +102,14 @@ def show(
     if html is not None:
         write_page(html, loaded, machine, step, run, options)
     if as_json:
-        echo_json(to_json(machine, step, run))
+        told = {
+            "memory": memory_to_json(loaded, machine),
+            "advice": advice_to_json(loaded, machine),
+        }
+        echo_json(to_json(machine, step, run) | told)
         return
     for name, text in list_rows(machine, step, run):
+        say(render_line(name, text))
+    for name, text in (*list_memory(loaded, machine), *list_advice(loaded, machine)):
         say(render_line(name, text))
     print_warnings(run.doubts)

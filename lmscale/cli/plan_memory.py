@@ -8,7 +8,7 @@ from typing import Any
 from lmscale.config import RunConfig
 from lmscale.plan.advice import Alternative, advise, describe_limit
 from lmscale.plan.devices import Machine
-from lmscale.plan.memory import Memory, fitting_micro_windows, plan_memory, render_gb
+from lmscale.plan.memory import fitting_micro_windows, plan_memory, render_gb
 
 
 def list_memory(config: RunConfig, machine: Machine) -> Iterator[tuple[str, str]]:
@@ -49,7 +49,8 @@ def _describe(alternative: Alternative) -> str:
     return f"{what}: {alternative.needs}, {alternative.step.tokens_per_second:,.0f} tokens/s"
 
 
-def memory_to_json(memory: Memory) -> dict[str, Any]:
+def memory_to_json(config: RunConfig, machine: Machine) -> dict[str, Any]:
+    memory = plan_memory(config, machine)
     return {
         "components": dict(memory.components),
         "bytes": memory.total_bytes,
@@ -61,7 +62,7 @@ def memory_to_json(memory: Memory) -> dict[str, Any]:
     }
 
 
-def advice_to_json(alternatives: tuple[Alternative, ...]) -> list[dict[str, Any]]:
+def advice_to_json(config: RunConfig, machine: Machine) -> list[dict[str, Any]]:
     return [
         {
             "changes": dict(each.changes),
@@ -70,5 +71,5 @@ def advice_to_json(alternatives: tuple[Alternative, ...]) -> list[dict[str, Any]
             "step_seconds": each.step.seconds,
             "tokens_per_second": each.step.tokens_per_second,
         }
-        for each in alternatives
+        for each in advise(config, machine)
     ]

@@ -11,6 +11,7 @@ from typing import Any
 from lmscale.config import RunConfig
 from lmscale.files.atomic import write_bytes
 from lmscale.plan.devices import CPU, Machine, find_device, plan_machine
+from lmscale.plan.memory import plan_memory
 from lmscale.plan.page import Page, render_page
 from lmscale.plan.run import RunOptions, RunPlan, plan_scales
 from lmscale.plan.speed import Step
@@ -84,11 +85,12 @@ def write_page(
     options: RunOptions,
 ) -> None:
     scales = plan_scales(config, machine, step_seconds=run.step_seconds, options=options)
+    memory = plan_memory(config, machine)
     page = Page(
         title=config.run.name,
         machine=describe_machine(machine),
-        memory=None,
-        memory_limit=None,
+        memory=memory.components,
+        memory_limit=memory.device_bytes,
         step=step,
         run=run,
         scales=scales,
