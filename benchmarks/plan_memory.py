@@ -120,7 +120,8 @@ def measure(overrides: Sequence[str]) -> int:
 
     with open_process_group(ranks, device):
         config = build_config(overrides)
-        sizes = {"layers": 1, "width": 64, "heads": 2}
+        sizes: dict[str, Any] = {"layers": 1, "width": 64, "heads": 2}
+        sizes |= {"kv_heads": None} if config.model.family == "decoder" else {}
         tiny = config.model_copy(update={"model": config.model.model_copy(update=sizes)})
         train(tiny, 1)
         before = _read("VmRSS")
