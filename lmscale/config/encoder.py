@@ -69,8 +69,11 @@ class EncoderConfig(ModelConfig):
     answer begins and ends.
     """
     tied_embeddings: bool = True
-    attention: Literal["auto", "sdpa"] = "auto"
-    """``auto``: FlexAttention on CUDA without dropout, SDPA with a mask of all pairs elsewhere."""
+    attention: Literal["auto", "flex", "sdpa"] = "auto"
+    """On CUDA without dropout. ``auto``: flash attention of cut sequences, where torch has it, in
+    bf16 and fp16; else ``flex``, which is FlexAttention; else, and always for ``sdpa``, SDPA with a
+    mask of all pairs.
+    """
     dropout: float = Field(default=0.0, ge=0, le=0.99)
     """Of the embeddings, of the shares of attention, of what each part adds, and before the layers
     of classes.

@@ -154,9 +154,11 @@ class DecoderConfig(ModelConfig):
     """Outputs of a layer over the state of a document's last token, for the class of the document
     (GPT-1, Radford et al. 2018).
     """
-    attention: Literal["auto", "sdpa"] = "auto"
-    """``auto``: FlexAttention where documents are masked on CUDA without dropout, SDPA elsewhere.
-    ``sdpa`` needs no compiler on the node.
+    attention: Literal["auto", "flex", "sdpa"] = "auto"
+    """Where documents are masked on CUDA without dropout. ``auto``: flash attention of cut
+    sequences, where torch has it, in bf16 and fp16 without soft caps; else ``flex``, which is
+    FlexAttention and needs a compiler on the node; else, and always for ``sdpa``, SDPA with a mask
+    of all pairs.
     """
     dropout: float = Field(default=0.0, ge=0, le=0.99)
     """Of the embeddings, of the shares of attention, and of what each part adds."""

@@ -1,6 +1,7 @@
 # Shape letters: B batch, T time, S time of the keys, C the most of them, D model width, H query
 # heads, K key/value heads, X all of them (H + 2K), V head width.
-"""Self-attention with grouped queries (Ainslie et al. 2023), over SDPA and FlexAttention."""
+"""Self-attention with grouped queries (Ainslie et al. 2023), over SDPA, FlexAttention and flash
+attention of cut sequences."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from lmscale.config.model import DecoderConfig, EncoderConfig
 from lmscale.model.initialize import Linear, RMSNorm
 from lmscale.model.rotary import rotate
+from lmscale.model.varlen import Packed, attend_packed
 
 MOST_COMPILES = 64  # of a function, for all shapes of a run; torch's own limit is 8
 
@@ -63,7 +65,7 @@ class Attention(nn.Module):
         self,
         x_BTD: Tensor,
         rotation: Tensor | None,
-        mask: Tensor | BlockMask | None,
+        mask: Tensor | BlockMask | Packed | None,
         cache: KeyValueCache | None = None,
         num_remembered: int = 0,
     ) -> Tensor:
@@ -89,7 +91,7 @@ def attend(
     q_BHTV: Tensor,
     k_BKSV: Tensor,
     v_BKSV: Tensor,
-    mask: Tensor | BlockMask | None,
+    mask: Tensor | BlockMask | Packed | None,
     *,
     dropout: float = 0.0,
     softcap: float = 0.0,
@@ -99,6 +101,9 @@ def attend(
     Without a mask a single query sees every key: it is the newest token. ``softcap``: see
     ``cap_softly``.
     """
+    if isinstance(mask, Packed):
+        assert not softcap and not dropout, "attention_backend gives no such layout"
+        return attend_packed(q_BHTV, k_BKSV, v_BKSV, mask)
     is_grouped = q_BHTV.shape[1] != k_BKSV.shape[1]
     if isinstance(mask, BlockMask):
         attention = compiled_flex_attention() if q_BHTV.is_cuda else flex_attention

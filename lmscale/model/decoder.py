@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.model.attention import Attention, KeyValueCache
@@ -16,6 +15,7 @@ from lmscale.model.feed_forward import build_feed_forward
 from lmscale.model.initialize import Embedding, Linear, build_norm
 from lmscale.model.layout import (
     Layout,
+    Mask,
     attention_backend,
     build_layout,
     build_step_layout,
@@ -48,7 +48,7 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         rotation: Tensor | None,
-        mask: Tensor | BlockMask | None,
+        mask: Mask,
         cache: KeyValueCache | None = None,
         memory_BMD: Tensor | None = None,
     ) -> Tensor:
@@ -94,19 +94,33 @@ class Decoder(Model):
     def lay_out(
         self, begins_BT: Tensor, *, mask_documents: bool, lengths_B: Tensor | None = None
     ) -> Layout:
+        return self.lay_out_packed(
+            begins_BT, most_documents=None, mask_documents=mask_documents, lengths_B=lengths_B
+        )
+
+    def lay_out_packed(
+        self,
+        begins_BT: Tensor,
+        *,
+        most_documents: int | None,
+        mask_documents: bool,
+        lengths_B: Tensor | None = None,
+    ) -> Layout:
         config, sliding_windows = self.config, set(self.config.layer_windows)
         if not mask_documents:  # a row is one document
             begins_BT = torch.zeros_like(begins_BT)
             begins_BT[:, 0] = True
+            most_documents = begins_BT.shape[0]
         is_capped = config.attention_softcap > 0  # which CUDA's causal kernels cannot
         backend = attention_backend(
             device_type=begins_BT.device.type,
             masked=mask_documents or any(sliding_windows) or is_capped or self._is_cut,
             dropout=config.dropout if self.training else 0.0,
             head_width=config.resolved_head_width,
+            can_pack=not is_capped and most_documents is not None and self.can_pack(config),
             choice="sdpa" if self._is_cut else config.attention,
         )
-        return build_layout(begins_BT, backend, sliding_windows)
+        return build_layout(begins_BT, backend, sliding_windows, most_documents=most_documents)
 
     def lay_out_prefixes(self, begins_BT: Tensor, is_prefix_BT: Tensor) -> Layout:
         layout = build_layout(begins_BT, "dense", set(self.config.layer_windows))

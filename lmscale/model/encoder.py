@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from lmscale.config.model import EncoderConfig, Sizes
 from lmscale.config.model_base import GATED
@@ -19,7 +18,7 @@ from lmscale.model.attention import Attention
 from lmscale.model.family import Family, Head, Model
 from lmscale.model.feed_forward import FUNCTIONS, build_feed_forward
 from lmscale.model.initialize import Embedding, Linear, build_norm
-from lmscale.model.layout import Layout, attention_backend, build_layout
+from lmscale.model.layout import Layout, Mask, attention_backend, build_layout
 from lmscale.model.recompute import run_block
 from lmscale.model.rotary import plan_rotation
 from lmscale.plan.account import account_encoder
@@ -41,9 +40,7 @@ class EncoderBlock(nn.Module):
         self.feed_forward = build_feed_forward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x_BTD: Tensor, rotation: Tensor | None, mask: Tensor | BlockMask | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Tensor | None, mask: Mask) -> Tensor:
         if self.norm_first:
             attended_BTD = self.attention(self.attention_norm(x_BTD), rotation, mask)
             x_BTD = x_BTD + self.dropout(attended_BTD)
@@ -102,19 +99,40 @@ class Encoder(Model):
     def lay_out(
         self, begins_BT: Tensor, *, mask_documents: bool, lengths_B: Tensor | None = None
     ) -> Layout:
+        return self.lay_out_packed(
+            begins_BT, most_documents=None, mask_documents=mask_documents, lengths_B=lengths_B
+        )
+
+    def lay_out_packed(
+        self,
+        begins_BT: Tensor,
+        *,
+        most_documents: int | None,
+        mask_documents: bool,
+        lengths_B: Tensor | None = None,
+    ) -> Layout:
         config, columns_T = self.config, torch.arange(begins_BT.shape[1], device=begins_BT.device)
         if not mask_documents:  # a row is one document
             begins_BT = (columns_T == 0).expand_as(begins_BT)
+            most_documents = begins_BT.shape[0]
         if lengths_B is not None:  # and padding another one
             begins_BT = begins_BT | (columns_T == lengths_B[:, None])
+            most_documents = most_documents and most_documents + begins_BT.shape[0]
         backend = attention_backend(
             device_type=begins_BT.device.type,
             masked=True,
             dropout=config.dropout if self.training else 0.0,
             head_width=config.resolved_head_width,
+            can_pack=most_documents is not None and self.can_pack(config),
             choice=config.attention,
         )
-        return build_layout(begins_BT, backend, set(config.layer_windows), sees_ahead=True)
+        return build_layout(
+            begins_BT,
+            backend,
+            set(config.layer_windows),
+            sees_ahead=True,
+            most_documents=most_documents,
+        )
 
     def forward(self, ids_BT: Tensor, layout: Layout, types_BT: Tensor | None = None) -> Tensor:
         """``types_BT``: int64, the tokens' types; without it all are of type 0."""

@@ -22,6 +22,7 @@ from lmscale.errors import ConfigError
 from lmscale.model.attention import cap_softly
 from lmscale.model.initialize import Declared, undeclared_parameters
 from lmscale.model.lora import add_adapters, is_adapter
+from lmscale.model.varlen import can_pack
 from lmscale.plan.account import Account, with_adapters
 
 
@@ -87,6 +88,26 @@ class Model(nn.Module, ABC):
         may depend on another of its row. Positions at or behind ``lengths_B`` are padding, which
         nothing before them may depend on: a causal family has no use for it.
         """
+
+    def lay_out_packed(
+        self,
+        begins_BT: Tensor,
+        *,
+        most_documents: int | None,
+        mask_documents: bool,
+        lengths_B: Tensor | None = None,
+    ) -> Any:
+        """``lay_out`` where the host knows that there are no more than ``most_documents``: a family
+        may use that, and need not.
+        """
+        return self.lay_out(begins_BT, mask_documents=mask_documents, lengths_B=lengths_B)
+
+    def can_pack(self, config: Any) -> bool:
+        """Whether attention of ``config``'s heads can do with the cuts between documents."""
+        weight = self.head.weight
+        return can_pack(
+            device=weight.device, dtype=weight.dtype, head_width=config.resolved_head_width
+        )
 
     def lay_out_prefixes(self, begins_BT: Tensor, is_prefix_BT: Tensor) -> Any:
         """``lay_out`` with masked documents, the first tokens of which, where ``is_prefix_BT`` is

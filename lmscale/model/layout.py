@@ -1,9 +1,10 @@
 # Shape letters: B batch, T time (queries), S time (keys), Q and K blocks of queries and keys.
 """What a micro-batch needs beside its ids: positions, and which token may look at which.
 
-Three backends stand behind one value. ``causal`` has no mask: SDPA's own triangle. ``dense`` is a
+Four backends stand behind one value. ``causal`` has no mask: SDPA's own triangle. ``dense`` is a
 boolean block-diagonal mask in SDPA, for the CPU and for what FlexAttention cannot do. ``flex`` is a
 block-sparse mask for FlexAttention (Dong et al. 2024, arXiv 2412.05496): it never exists as [T, T].
+``varlen`` has no mask, but the cuts between documents, for flash attention.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-Backend = Literal["causal", "dense", "flex"]
+from lmscale.model.varlen import Packed, pack
+
+Backend = Literal["causal", "dense", "flex", "varlen"]
+Choice = Literal["auto", "flex", "sdpa"]
+Mask = Tensor | BlockMask | Packed | None  # None: causal
 FLEX_BLOCK = 128  # rows and columns of one block of the sparse mask: FlexAttention's own default
 FLEX_MIN_HEAD_WIDTH = 16  # the kernels' smallest tile of a dot product
 
@@ -27,13 +32,13 @@ class Layout:
 
     positions: Tensor
     """int64 [B, T]; they restart at every document when documents are masked."""
-    masks: Mapping[int, Tensor | BlockMask | None]
+    masks: Mapping[int, Mask]
     """Of each sliding window that a layer has, 0 being none. None: causal. Tensor: bool [B or 1, 1,
-    T, S], True: may look. BlockMask: flex.
+    T, S], True: may look. BlockMask: flex. Packed: varlen.
     """
 
     @property
-    def mask(self) -> Tensor | BlockMask | None:
+    def mask(self) -> Mask:
         """That of the layers without a sliding window."""
         return self.masks[0]
 
@@ -44,17 +49,21 @@ def attention_backend(
     masked: bool,
     dropout: float = 0.0,
     head_width: int = 64,
-    choice: Literal["auto", "sdpa"] = "auto",
+    can_pack: bool = False,
+    choice: Choice = "auto",
 ) -> Backend:
-    """Choose how attention is computed; ``masked`` says that a token may not see all before it.
+    """Choose how attention is computed; ``masked`` says that a token may not see all before it,
+    ``can_pack`` that flash attention's kernels for cut sequences do what is asked for.
 
     FlexAttention is for CUDA only (on the CPU it has no backward), drops nothing, and wants heads
     of at least 16; elsewhere the mask is dense.
     """
     if not masked:
         return "causal"
+    if can_pack and dropout == 0 and choice == "auto":
+        return "varlen"
     can_flex = device_type == "cuda" and dropout == 0 and head_width >= FLEX_MIN_HEAD_WIDTH
-    return "flex" if choice == "auto" and can_flex else "dense"
+    return "flex" if choice != "sdpa" and can_flex else "dense"
 
 
 def mark_starts(starts: Tensor, *, batch: int, length: int) -> Tensor:
@@ -72,8 +81,10 @@ def build_layout(
     sliding_windows: Iterable[int] = (0,),
     *,
     sees_ahead: bool = False,
+    most_documents: int | None = None,
 ) -> Layout:
-    """The layout of whole rows. ``begins_BT`` is bool, True where a document begins.
+    """The layout of whole rows. ``begins_BT`` is bool, True where a document begins; there are no
+    more than ``most_documents``, which ``varlen`` has to know.
 
     Positions restart at each document, but for ``causal``, where documents see each other. There is
     a mask for each of ``sliding_windows``; for ``causal`` only 0, that of none. ``sees_ahead``: a
@@ -83,8 +94,12 @@ def build_layout(
     columns_T = torch.arange(length, device=begins_BT.device)
     if backend == "causal":
         return Layout(positions=columns_T.expand(batch, length), masks={0: None})
-    documents_BT = begins_BT.cumsum(1, dtype=torch.int32)
     start_BT = torch.where(begins_BT, columns_T, 0).cummax(1).values
+    if backend == "varlen":
+        assert most_documents is not None, "without it the device would have to be asked"
+        packed = pack(begins_BT, most_documents, sliding_windows, sees_ahead=sees_ahead)
+        return Layout(positions=columns_T - start_BT, masks=packed)
+    documents_BT = begins_BT.cumsum(1, dtype=torch.int32)
     build = _block_mask if backend == "flex" else _dense_mask
     masks = {window: build(documents_BT, window, sees_ahead) for window in sliding_windows}
     return Layout(positions=columns_T - start_BT, masks=masks)
@@ -97,7 +112,7 @@ def show_prefixes(layout: Layout, begins_BT: Tensor, is_prefix_BT: Tensor) -> La
     documents_BT = begins_BT.cumsum(1, dtype=torch.int32)
     same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
     shown_B1TS = (same_BTS & is_prefix_BT[:, None, :])[:, None]
-    masks: dict[int, Tensor | BlockMask | None] = {}
+    masks: dict[int, Mask] = {}
     for window, mask in layout.masks.items():
         assert isinstance(mask, Tensor), "the layout is dense"
         masks[window] = mask | shown_B1TS

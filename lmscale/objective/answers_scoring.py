@@ -55,7 +55,12 @@ def score_answers(
     likeliest answer of at most ``longest`` tokens.
     """
     begins_BT = mark_starts(starts, batch=ids.shape[0], length=ids.shape[1])
-    layout = model.lay_out(begins_BT, mask_documents=True, lengths_B=lengths)
+    layout = model.lay_out_packed(
+        begins_BT,
+        most_documents=len(starts) + len(ids),
+        mask_documents=True,
+        lengths_B=lengths,
+    )
     hidden_BTD = model(ids.long(), layout, types.long())
     logits_2NC = place_logits(model, hidden_BTD, documents, contexts, context_lengths)
     log_p_2NC = logits_2NC.log_softmax(-1)

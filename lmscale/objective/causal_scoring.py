@@ -57,7 +57,11 @@ def score_windows(
     if is_prefix_BW is not None and config.shows_prefixes:
         layout = model.lay_out_prefixes(begins_BW[:, :-1], is_prefix_BW[:, :-1])
     else:
-        layout = model.lay_out(begins_BW[:, :-1], mask_documents=mask_documents)
+        layout = model.lay_out_packed(
+            begins_BW[:, :-1],
+            most_documents=len(starts) + len(ids_BW),
+            mask_documents=mask_documents,
+        )
     hidden_BTD = model(ids_BW[:, :-1], layout)
     scores, nlls_N = score_targets(
         *(model, hidden_BTD.flatten(0, 1), labels_BT.flatten(), config),

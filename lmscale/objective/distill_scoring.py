@@ -44,7 +44,11 @@ class DistillScoring(nn.Module):
         labels_BT = build_targets(ids_BW, begins_BW, lengths, mask_documents=mask_documents)
 
         def read(model: Model) -> Tensor:
-            layout = model.lay_out(begins_BW[:, :-1], mask_documents=mask_documents)
+            layout = model.lay_out_packed(
+                begins_BW[:, :-1],
+                most_documents=len(starts) + len(ids_BW),
+                mask_documents=mask_documents,
+            )
             return model(ids_BW[:, :-1], layout).flatten(0, 1)
 
         (teacher,) = self._teachers

@@ -72,7 +72,12 @@ def score_labelled(
     what is backpropagated, and of no figure.
     """
     begins_BT = mark_starts(starts, batch=ids.shape[0], length=ids.shape[1])
-    layout = model.lay_out(begins_BT, mask_documents=True, lengths_B=lengths)
+    layout = model.lay_out_packed(
+        begins_BT,
+        most_documents=len(starts) + len(ids),
+        mask_documents=True,
+        lengths_B=lengths,
+    )
     more = () if types is None else (types.long(),)
     hidden_ND = model(ids.long(), layout, *more).flatten(0, 1)[positions.long()]
     logits_NC = _classify(model, hidden_ND, kind).float()

@@ -40,7 +40,12 @@ def score_masked(
     """
     batch, length = ids.shape
     begins_BT = mark_starts(starts, batch=batch, length=length)
-    layout = model.lay_out(begins_BT, mask_documents=mask_documents, lengths_B=lengths)
+    layout = model.lay_out_packed(
+        begins_BT,
+        most_documents=len(starts) + batch,
+        mask_documents=mask_documents,
+        lengths_B=lengths,
+    )
     hidden_BTD = model(ids.long(), layout)
     return score_hidden(model, hidden_BTD, positions, labels, config, parts=parts)
 
