@@ -13,6 +13,7 @@ from lmscale.config.model_base import (
     MAX_WIDTH,
     Activation,
     ModelConfig,
+    Saves,
     find_window_problems,
     plan_ffn_width,
     plan_windows,
@@ -27,7 +28,9 @@ class EncoderConfig(ModelConfig):
     offers = frozenset({Ability.BIDIRECTIONAL, Ability.CLASSES})
     implementation = "lmscale.model.encoder:ENCODER"
     planning = "lmscale.plan.families.encoder:ENCODER"
-    free = frozenset({"activation_checkpoint_every", "attention", "dropout"})
+    free = frozenset(
+        {"activation_checkpoint_every", "activation_checkpoint_saves", "attention", "dropout"}
+    )
     later = frozenset({"token_classes"})
     # What the parts that it shares with the decoder ask for, and no encoder here has.
     qk_norm: ClassVar[bool] = False
@@ -84,6 +87,11 @@ class EncoderConfig(ModelConfig):
     """
     activation_checkpoint_every: int = Field(default=0, ge=0)
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
+    activation_checkpoint_saves: Saves = "nothing"
+    """What is kept of a block that is recomputed: ``attention``'s results, small and dear to
+    compute; with ``products`` those of matrix products as well. Not with `engine.compile`, which
+    has `engine.activation_memory_budget`.
+    """
 
     def find_problems(self) -> Iterator[str]:
         if self.text_classes and not self.pooler:

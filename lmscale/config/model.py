@@ -19,8 +19,10 @@ from lmscale.config.encoder import EncoderConfig
 from lmscale.config.kinds import Ability, Kinds
 from lmscale.config.model_base import (
     MAX_WIDTH,
+    RECOMPUTATION,
     Activation,
     ModelConfig,
+    Saves,
     find_head_problems,
     find_window_problems,
     plan_ffn_width,
@@ -95,7 +97,15 @@ class DecoderConfig(ModelConfig):
     offers = frozenset({Ability.CAUSAL, Ability.PREFIX, Ability.CLASSES})
     implementation = "lmscale.model.decoder:DECODER"
     planning = "lmscale.plan.families.decoder:DECODER"
-    free = frozenset({"activation_checkpoint_every", "attention", "dropout", "segments"})
+    free = frozenset(
+        {
+            "activation_checkpoint_every",
+            "activation_checkpoint_saves",
+            "attention",
+            "dropout",
+            "segments",
+        }
+    )
     later = frozenset(
         ("rope_scaling", "qkv_bias", "sliding_windows", "attention_softcap", "logit_softcap", "mup")
         + ("output_norms", "attention_width", "scaled_embeddings", "text_classes")
@@ -167,6 +177,11 @@ class DecoderConfig(ModelConfig):
     mup: MupConfig = MupConfig()
     activation_checkpoint_every: int = Field(default=0, ge=0)
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
+    activation_checkpoint_saves: Saves = "nothing"
+    """What is kept of a block that is recomputed: ``attention``'s results, small and dear to
+    compute; with ``products`` those of matrix products as well. Not with `engine.compile`, which
+    has `engine.activation_memory_budget`.
+    """
 
     def find_problems(self) -> Iterator[str]:
         yield from find_head_problems(self.width, self.heads, self.head_width)
@@ -259,7 +274,7 @@ class EncoderDecoderConfig(ModelConfig):
     offers = frozenset({Ability.CROSS})
     implementation = "lmscale.model.encoder_decoder:ENCODER_DECODER"
     planning = "lmscale.plan.families.encoder_decoder:ENCODER_DECODER"
-    free = frozenset({"activation_checkpoint_every", "dropout"})
+    free = RECOMPUTATION | {"dropout"}
 
     family: Literal["encoder_decoder"]
     layers: PositiveInt = Field(default=12, le=10_000)
@@ -302,6 +317,11 @@ class EncoderDecoderConfig(ModelConfig):
     """
     activation_checkpoint_every: int = Field(default=0, ge=0)
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
+    activation_checkpoint_saves: Saves = "nothing"
+    """What is kept of a block that is recomputed: ``attention``'s results, small and dear to
+    compute; with ``products`` those of matrix products as well. Not with `engine.compile`, which
+    has `engine.activation_memory_budget`.
+    """
 
     def find_problems(self) -> Iterator[str]:
         yield from find_head_problems(self.width, self.heads, self.head_width)

@@ -14,6 +14,8 @@ from lmscale.config.training import OptimizerConfig
 
 MAX_WIDTH = 2**20
 
+Saves = Literal["nothing", "attention", "products"]  # of blocks that are recomputed
+RECOMPUTATION = frozenset({"activation_checkpoint_every", "activation_checkpoint_saves"})
 Activation = Literal[
     "relu",
     "gelu",
@@ -104,4 +106,27 @@ def find_head_problems(width: int, heads: int, head_width: int | None) -> Iterat
         yield (
             f"width = {width} is not a multiple of heads = {heads}; change one of them or give "
             "head_width"
+        )
+
+
+def find_recompute_problems(model: ModelConfig, *, compiles: bool, budget: float) -> Iterator[str]:
+    """What does not go together of ``model``'s recomputation and ``engine``'s settings."""
+    every = getattr(model, "activation_checkpoint_every", 0)
+    saves = getattr(model, "activation_checkpoint_saves", "nothing")
+    if saves != "nothing" and not every:
+        yield (
+            f"model.activation_checkpoint_saves = {saves}, but no block is recomputed: set "
+            "model.activation_checkpoint_every to 1 for all"
+        )
+    if saves != "nothing" and compiles:
+        yield (
+            f"model.activation_checkpoint_saves = {saves} with engine.compile: a compiled block "
+            "has no single operations. Leave it out, and set engine.activation_memory_budget, such "
+            "as 0.5, without model.activation_checkpoint_every"
+        )
+    if budget < 1 and every:
+        yield (
+            f"engine.activation_memory_budget = {budget:g} with model.activation_checkpoint_every "
+            f"= {every}: blocks that are recomputed whole keep nothing anyway. Leave one of them "
+            "out"
         )

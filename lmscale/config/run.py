@@ -20,6 +20,7 @@ from lmscale.config.data import (
 from lmscale.config.export import ExportConfig
 from lmscale.config.kinds import Ability
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
+from lmscale.config.model_base import find_recompute_problems
 from lmscale.config.objective import OBJECTIVES, SINGLE, CausalConfig, DistillConfig
 from lmscale.config.objective_base import NextTokenConfig, ObjectiveConfig, describe_ids
 from lmscale.config.safety import CheckpointConfig, GuardConfig
@@ -140,6 +141,10 @@ class RunConfig(Section):
             )
         if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):
             yield problem
+        engine = self.engine
+        yield from find_recompute_problems(
+            self.model, compiles=engine.compile, budget=engine.activation_memory_budget
+        )
         yield from self._find_ability_problems()
         if self.evaluation.tasks and (problem := self.find_task_problem()):
             yield f"evaluation.tasks: {problem}"

@@ -148,6 +148,10 @@ class EngineConfig(Section):
     """Parameters in host memory between uses. ZeRO 3."""
     compile: bool = False
     """torch.compile every block before DeepSpeed wraps the model."""
+    activation_memory_budget: float = Field(default=1.0, ge=0, le=1)
+    """With ``compile``: the part of a block's activations that is kept, between all that its
+    backward pass wants (1) and its inputs alone (0). torch chooses what is cheapest to recompute.
+    """
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: Decay = 0.0
     """Keeps an average of the weights over the steps, such as 0.999: of that the average keeps this
@@ -195,6 +199,12 @@ class EngineConfig(Section):
                     f"ema_decay = {self.ema_decay:g}, but optimizer.kind = schedule_free has an "
                     "average of its own, and only one can be scored: leave ema_decay out"
                 )
+        if self.activation_memory_budget < 1 and not self.compile:
+            yield (
+                f"activation_memory_budget = {self.activation_memory_budget:g} is for compiled "
+                "blocks: set compile: true, or recompute whole ones by "
+                "model.activation_checkpoint_every"
+            )
         if self.offload_optimizer and self.zero_stage == 0:
             yield "offload_optimizer needs zero_stage 1, 2 or 3"
         if self.offload_parameters and self.zero_stage != 3:

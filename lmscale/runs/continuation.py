@@ -90,9 +90,9 @@ _TABLE = {
         stream workers prefetch_steps verify_hashes
         stream.cache folder max_bytes retries
         batch micro_windows
-        model attention activation_checkpoint_every
+        model attention activation_checkpoint_every activation_checkpoint_saves
         objective chunk_tokens teacher
-        engine zero_stage offload_optimizer offload_parameters compile
+        engine zero_stage offload_optimizer offload_parameters compile activation_memory_budget
         checkpoint folder every_steps asynchronous when_busy retries keep_last keep_every_steps
         checkpoint probe_windows
         checkpoint.keep_best metric count mode

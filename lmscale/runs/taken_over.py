@@ -97,7 +97,7 @@ RULES = (
     Rule("model", "init_std", Taking.FREE, "of what begins anew"),
     Rule(
         "model",
-        "dropout segments attention activation_checkpoint_every",
+        "dropout segments attention activation_checkpoint_every activation_checkpoint_saves",
         Taking.FREE,
         "as on a resume",
     ),

@@ -34,6 +34,7 @@ from lmscale.model.initialize import (
     persistent_buffers,
 )
 from lmscale.model.lora import fixed_parameters, is_adapter, is_same_adapter, merging
+from lmscale.model.recompute import set_memory_budget
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
@@ -164,6 +165,7 @@ def build_run_engine(
     freeze_parameters(model, config.train.freeze)
     if config.engine.compile:
         allow_compiles()
+        set_memory_budget(config.engine.activation_memory_budget)
         for block in model.blocks_to_compile():
             block.compile()
     declared = declared_parameters(model)
