@@ -25,6 +25,7 @@ from training_loops import build_bare_model, synchronize
 from lmscale.config import RunConfig, plan_batches
 from lmscale.model.attention import attend
 from lmscale.model.layout import attention_backend, build_layout, mark_starts
+from lmscale.model.varlen import DTYPES, can_pack
 from lmscale.objective.objective import build_scoring
 from lmscale.objective.scores import to_device
 from lmscale.stream.batches import Batch
@@ -81,13 +82,21 @@ def compare_attention(
     reference = build_layout(seen_begins, "dense", [window], sees_ahead=sees_ahead)
     seen = []
     for dtype, limit in KERNEL_LIMITS.items():
+        if backend == "varlen" and dtype not in DTYPES:  # flash attention computes in 16 bits
+            continue
         worst = 0.0
         # Width 128 in low precision only: torch's fp32 FlexAttention of it wants more shared memory
         # than some GPUs have.
         for kv_heads, width in ((4, 64), (2, 64 if dtype == torch.float32 else 128)):
             heads = random_heads(dtype, heads=4, kv_heads=kv_heads, length=length, width=width)
             expected = attend_with_gradients(heads, reference.masks[window], softcap)
-            layout = build_layout(begins.to(bench.device), backend, [window], sees_ahead=sees_ahead)
+            layout = build_layout(
+                begins.to(bench.device),
+                backend,
+                [window],
+                sees_ahead=sees_ahead,
+                most_documents=int(begins.sum()),
+            )
             moved = Heads(*(tensor.to(bench.device, dtype) for tensor in heads))
             actual = attend_with_gradients(moved, layout.masks[window], softcap)
             names = ("output", "query", "key", "value")
@@ -118,6 +127,15 @@ def check_flash(bench: Bench) -> str:
     return "bf16, head widths 64 and 128, 12 and 3 of 12 key/value heads"
 
 
+def check_packed(bench: Bench) -> str:
+    """Flash attention of cut sequences: causal, with a window, and to both sides."""
+    seen = []
+    for window, sees_ahead in ((0, False), (200, False), (0, True), (65, True)):
+        options = {"window": window, "sees_ahead": sees_ahead}
+        seen.append(check_documents(bench, cuda_backend="varlen", **options))
+    return seen[0]
+
+
 def check_windows(bench: Bench) -> str:
     """Masked documents under a sliding window and soft-capped scores."""
     return check_documents(bench, window=200, softcap=20.0)
@@ -128,7 +146,7 @@ def check_both_sides(bench: Bench) -> str:
     return check_documents(bench, window=65, sees_ahead=True)
 
 
-def check_documents(bench: Bench, **options: Any) -> str:
+def check_documents(bench: Bench, cuda_backend: str = "flex", **options: Any) -> str:
     """Masked documents at a length that is no multiple of a block, and at one that is."""
     lengths = (40,) if bench.is_dry_run else (300, 1024)
     seen = []
@@ -136,7 +154,7 @@ def check_documents(bench: Bench, **options: Any) -> str:
         begins = torch.rand(2, length, generator=torch.Generator().manual_seed(1)) < 8 / length
         begins[:, 0] = True
         # FlexAttention has no backward pass on the CPU.
-        backend = "flex" if bench.is_cuda else "dense"
+        backend = cuda_backend if bench.is_cuda else "dense"
         seen.append(compare_attention(bench, begins, masked=True, backend=backend, **options))
     if not bench.is_cuda:
         raise NotRun(f"no GPU (SDPA with the dense mask: {seen[0]})")
@@ -311,8 +329,10 @@ def check_marks(bench: Bench) -> str:
     ours = mark_starts(starts, batch=rows, length=length).cpu()
     theirs = mark_starts(torch.from_numpy(micro.arrays["starts"]), batch=rows, length=length)
     expect(torch.equal(ours, theirs), "document starts differ")
-    chosen = attention_backend(device_type=bench.device.type, masked=True)
-    expect(chosen == ("flex" if bench.is_cuda else "dense"), f"the backend is {chosen}")
+    packs = can_pack(device=bench.device, dtype=torch.bfloat16, head_width=64)
+    chosen = attention_backend(device_type=bench.device.type, masked=True, can_pack=packs)
+    wanted = "varlen" if packs else "flex"
+    expect(chosen == (wanted if bench.is_cuda else "dense"), f"the backend is {chosen}")
     return f"masked documents go to {chosen}"
 
 
@@ -323,6 +343,7 @@ CHECKS = (
     Check(name="causal attention = dense mask on the CPU", run=check_causal),
     Check(name="flash kernel takes all heads", run=check_flash),
     Check(name="masked documents = dense mask on the CPU", run=check_documents, limit_seconds=90),
+    Check(name="cut sequences = dense on the CPU", run=check_packed, limit_seconds=90),
     Check(name="windows, caps = dense on the CPU", run=check_windows, limit_seconds=120),
     Check(name="both sides = dense mask on the CPU", run=check_both_sides, limit_seconds=120),
     Check(name="objective = CPU in fp32", run=check_objective, limit_seconds=90),

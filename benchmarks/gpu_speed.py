@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -30,6 +30,7 @@ from lmscale.stream.worker import LoaderJob
 ROUNDS, STEPS = 3, 3
 TARGET_RATIO = 0.98
 TARGET_WAIT = 0.01
+FIRST_LOSS_LIMIT = 0.01  # of the same weights in bf16, whatever the kernels
 EOS, PAD = 2, 3
 Builder = Callable[[], TrainingLoop]
 
@@ -148,6 +149,46 @@ def check_all_stages(bench: Bench) -> str:
         close_all({"lmscale": loop}, bench)
         seen.append(f"ZeRO {stage}: {describe_speed(bench, config, timing, memory)}")
     return "\n".join(seen)
+
+
+def check_choices(
+    bench: Bench, shape: str, overrides: Sequence[str], choices: Mapping[str, Sequence[str]]
+) -> str:
+    """The bare loop, then lmscale with one setting after the other: tokens/s, memory, and the ratio
+    to the bare loop. What they are to compute is the same, so the first losses are alike.
+    """
+    join_group(bench.device)
+    config = shape_for(bench, shape, overrides)
+    plan = plan_of(config)
+    kinds: dict[str, tuple[type, RunConfig]] = {BareLoop.name: (BareLoop, config)}
+    for name, more in choices.items():
+        chosen = shape_for(bench, shape, [*overrides, *more])
+        if not (chosen.engine.compile and bench.is_dry_run):  # that takes a minute on a CPU
+            kinds[name] = (LmscaleLoop, chosen)
+    seen, bare = [], None
+    for name, (kind, chosen) in kinds.items():
+        steps = random_steps(chosen, plan)
+        builder = partial(kind, chosen, plan, bench.device, steps, weights_from_device=True)
+        loop, memory = open_measured(builder, bench)
+        timing = measure({name: loop}, rounds=1, steps=STEPS)[name]
+        close_all({name: loop}, bench)
+        bare = bare or timing
+        off = abs(timing.losses[0] - bare.losses[0]) / bare.losses[0]
+        expect(off < FIRST_LOSS_LIMIT, f"{name}: its first loss is {off:.1%} from the bare loop's")
+        times = f", {ratio(timing, bare):.3f} × bare" if timing is not bare else ""
+        seen.append(f"{name}: {describe_speed(bench, chosen, timing, memory)}{times}")
+    return "\n".join(seen)
+
+
+ATTENTION = {"cut sequences": (), "FlexAttention": ("model.attention=flex",)}
+EVERY = "model.activation_checkpoint_every=1"
+RECOMPUTED = {
+    "nothing recomputed": (),
+    "blocks recomputed": (EVERY,),
+    "… but attention": (EVERY, "model.activation_checkpoint_saves=attention"),
+    "… but products": (EVERY, "model.activation_checkpoint_saves=products"),
+    "compiled, half of the memory": ("engine.compile=true", "engine.activation_memory_budget=0.5"),
+}
 
 
 def write_dataset(folder: Path, vocab_size: int, tokens: int) -> None:
@@ -282,6 +323,21 @@ CHECKS = (
         name="Llama 1.3B, compiled blocks",
         run=partial(check_speed, shape="llama_1b", overrides=("engine.compile=true",)),
         limit_seconds=150,
+    ),
+    Check(
+        name="GPT-2 124M, documents masked",
+        run=partial(
+            check_choices,
+            shape="gpt2_124m",
+            overrides=("stream.mask_documents=true",),
+            choices=ATTENTION,
+        ),
+        limit_seconds=120,
+    ),
+    Check(
+        name="Llama 1.3B, recomputation",
+        run=partial(check_choices, shape="llama_1b", overrides=(), choices=RECOMPUTED),
+        limit_seconds=120,
     ),
     Check(name="GPT-2 124M from shards on disk", run=check_loader, limit_seconds=120),
     Check(name="what a step is made of", run=check_profile, limit_seconds=60),
