@@ -23,6 +23,13 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "stream.sequence_length=64",
         "batch={global_windows: 4, micro_windows: 2}",
     ),
+    # Next to no arithmetic: what a step costs the host beside it.
+    "narrow": (
+        "model={layers: 2, width: 8, heads: 2, ffn_width: 16, vocab_size: 512}",
+        "tokenizer.vocab_size=512",
+        "stream.sequence_length=16",
+        "batch={global_windows: 2, micro_windows: 1}",
+    ),
     # A step of about half a second on one CPU core.
     "small": (
         "model={layers: 4, width: 256, heads: 4, vocab_size: 4096, tied_embeddings: true}",

@@ -77,9 +77,12 @@ class LmscaleLoop(TrainingLoop):
         batches: Iterator[StepBatch],
         *,
         weights_from_device: bool = False,
+        mesh: Mesh | None = None,
     ) -> None:
         super().__init__(device)
-        self.engine = build_run_engine(config, plan, Mesh(), device, fill=not weights_from_device)
+        self.engine = build_run_engine(
+            config, plan, mesh or Mesh(), device, fill=not weights_from_device
+        )
         if weights_from_device:
             draw_on_device(self.engine, config.model.init_std)
         self.reports = train_steps(self.engine, batches, config)

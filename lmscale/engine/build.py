@@ -23,6 +23,7 @@ from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape
 from lmscale.engine.masters import base_optimizer, held_slices, master_groups
 from lmscale.engine.muon import Matrix, Muon, plan_matrices
 from lmscale.engine.optimizer import build_optimizer, plan_parameter_groups, reset_states
+from lmscale.engine.shortcuts import take_shortcuts
 from lmscale.engine.zeros import keep_zeros
 from lmscale.errors import ConfigError
 from lmscale.model.initialize import Declared
@@ -167,6 +168,7 @@ def build_engine(
         keep_zeros(built)
     if config.zero_stage == 0:
         _accumulate_in_fp32(built)
+    take_shortcuts(engine, config, replicas=mesh.replicas.size)
     if mesh.replicas.size == 1 and _reduces_in_place(engine):
         # One rank's sum is what it has: DeepSpeed 0.19.8 would still flatten, reduce and copy back
         # every gradient (engine.py, buffered_allreduce_fallback). The losses stay bit-identical.

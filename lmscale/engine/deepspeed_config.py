@@ -107,17 +107,25 @@ def _render_defaults(engine: EngineConfig, plan: BatchPlan, num_parameters: int)
             "fp16_master_weights_and_grads": False,
         },
         "torch_autocast": {"enabled": False},
-        "zero_optimization": _zero(engine, num_parameters),
+        "zero_optimization": _zero(engine, plan, num_parameters),
     }
 
 
-def _zero(engine: EngineConfig, num_parameters: int) -> dict[str, Any]:
+def has_shortcuts(engine: EngineConfig) -> bool:
+    """Whether ZeRO is built without what the run does not need: engine/shortcuts.py."""
+    is_offloaded = engine.offload_optimizer or engine.offload_parameters
+    return not (is_offloaded or "zero_optimization" in engine.deepspeed)
+
+
+def _zero(engine: EngineConfig, plan: BatchPlan, num_parameters: int) -> dict[str, Any]:
     # A multiple of DeepSpeed's alignment (2 elements), or it refuses.
     bucket = min(MAX_BUCKET_ELEMENTS, -(-num_parameters // 1024) * 1024)
     return {
         "stage": engine.zero_stage,
         "contiguous_gradients": True,
-        "reduce_scatter": True,
+        # ZeRO 1 and 2 all-reduce either way (use_multi_rank_bucket_allreduce). With it they divide
+        # in 16 bit, and flatten and copy gradients once more (stage_1_and_2.py, average_tensor).
+        "reduce_scatter": engine.zero_stage == 3 or not has_shortcuts(engine),
         "reduce_bucket_size": bucket,
         "use_multi_rank_bucket_allreduce": True,
         "allgather_partitions": True,
@@ -149,7 +157,8 @@ def _zero(engine: EngineConfig, num_parameters: int) -> dict[str, Any]:
         "zero_quantized_weights": False,
         "zero_quantized_nontrainable_weights": False,
         "zero_quantized_gradients": False,
-        "memory_efficient_linear": True,
+        # Its own torch.nn.functional.linear, of Python, lets go of weights that come and go.
+        "memory_efficient_linear": plan.data_ranks > 1 or not has_shortcuts(engine),
         "pipeline_loading_checkpoint": False,
         "override_module_apply": True,
         "log_trace_cache_warnings": False,

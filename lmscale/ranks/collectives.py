@@ -50,11 +50,17 @@ def sum_float64(vector: Sequence[float]) -> list[float]:
     if _is_alone():
         return [float(value) for value in vector]
     import torch
-    import torch.distributed as dist
 
-    summed = torch.tensor(vector, dtype=torch.float64, device=_device())
-    dist.all_reduce(summed)
-    return summed.tolist()
+    return sum_tensor(torch.tensor(vector, dtype=torch.float64, device=_device())).tolist()
+
+
+def sum_tensor(summed: torch.Tensor) -> torch.Tensor:
+    """The same of a tensor, fp64 [entries] on the device of the ranks, in place and left there."""
+    if not _is_alone():
+        import torch.distributed as dist
+
+        dist.all_reduce(summed)
+    return summed
 
 
 def barrier() -> None:

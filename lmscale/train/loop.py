@@ -22,7 +22,7 @@ from lmscale.errors import CorruptionError, LmscaleError
 from lmscale.files import fault_points
 from lmscale.objective.scores import Scores, ScoreSums, to_device
 from lmscale.ranks.attempt import node_name
-from lmscale.ranks.collectives import fail_together, sum_float64
+from lmscale.ranks.collectives import fail_together, sum_tensor
 from lmscale.ranks.limbs import NUM_LIMBS, digest_to_limbs, limbs_to_digest
 from lmscale.ranks.seeding import seed_step
 from lmscale.runs.stop import StoppedError
@@ -49,6 +49,7 @@ class _Agreement:
 
     sums: tuple[float, ...]  # of the objective's figures, a sum and its count each
     gradient_norm: float  # inf where a rank's is not finite
+    own: tuple[float, float]  # this rank's gradient norm, and whether it has skipped the step
     num_skipped: int  # ranks that have skipped the step; some of them: RANKS_DIFFER
     targets: int
     more_targets: tuple[int, ...]  # of the further terms of the loss
@@ -87,7 +88,7 @@ def train_steps(
     upcoming, error = _take(loader, first_step + 1)
     heartbeat.phase("agree")
     agree = partial(_agree, more_terms=len(config.objective.more_terms))
-    none = [*build_sums().values.tolist(), 0.0, 0.0]
+    none = torch.cat([build_sums().values, torch.zeros(2, device=engine.device)])
     agreed = agree(none, upcoming, DATA_ERROR if error else stop(), ())
     corruption: CorruptionError | None = None
     for step in range(first_step + 1, config.train.steps + 1):
@@ -107,9 +108,9 @@ def train_steps(
         wait_seconds = 0.0 if upcoming is None else upcoming.wait_seconds
         heartbeat.phase("agree")
         stop_reason = RANKS_DIFFER if corruption else DATA_ERROR if error else stop()
-        numbers = torch.cat([sums.values, update.figures]).tolist()  # waits for the device
+        numbers = torch.cat([sums.values, update.figures])
         agreed = agree(numbers, upcoming, stop_reason, save())
-        corruption = corruption or _judge_skip(numbers, agreed.num_skipped, engine.mesh.size, step)
+        corruption = corruption or _judge_skip(agreed, engine.mesh.size, step)
         figures, counts = sums.means(agreed.sums)
         heartbeat.end_step(wait_seconds)
         yield StepReport(
@@ -135,11 +136,10 @@ def train_steps(
         fail_together(corruption)  # of the very last step
 
 
-def _judge_skip(
-    numbers: Sequence[float], num_skipped: int, world_size: int, step: int
-) -> CorruptionError | None:
+def _judge_skip(agreed: _Agreement, world_size: int, step: int) -> CorruptionError | None:
     """What a rank says that has skipped a step alone, or not skipped one with the others."""
-    norm, is_skipped = numbers[-2], bool(numbers[-1])
+    norm, is_skipped = agreed.own[0], bool(agreed.own[1])
+    num_skipped = agreed.num_skipped
     if num_skipped in (0, world_size) or is_skipped == (2 * num_skipped > world_size):
         return None
     did = "skipped the update" if is_skipped else "did the update"
@@ -208,7 +208,7 @@ def _forward(engine: Engine, micro: Batch, sums: ScoreSums) -> Tensor:
 
 
 def _agree(
-    numbers: Sequence[float],
+    numbers: Tensor,
     upcoming: StepBatch | None,
     stop_reason: str | None,
     save_reasons: Sequence[str],
@@ -217,33 +217,47 @@ def _agree(
 ) -> _Agreement:
     """One sum over all ranks: this step's figures and its requests, the next step's totals.
 
-    ``numbers``: this rank's sums, its gradient norm, and whether it has skipped the step. The norm
-    should be the same on all ranks; the mean surely is, and so is what follows from it.
-    ``more_terms``: of the loss, beside the first, each with a target count of its own.
+    ``numbers``: this rank's sums, its gradient norm, and whether it has skipped the step, fp64 on
+    the device. The norm should be the same on all ranks; the mean surely is, and so is what follows
+    from it. ``more_terms``: of the loss, beside the first, each with a target count of its own.
+
+    The only thing in a step for which lmscale itself waits for the device: what comes from there is
+    summed there, and read together.
     """
-    *sums, norm, is_skipped = numbers
-    is_finite = math.isfinite(norm)
-    vector = [
-        *sums,
-        *(norm if is_finite else 0.0, float(not is_finite), is_skipped, 1.0),
+    count, norm = len(numbers) - 2, numbers[-2:-1]
+    is_finite = torch.isfinite(norm)
+    votes = [
+        1.0,
         *cast_votes([stop_reason], STOP_REASONS),
         *cast_votes(save_reasons, SAVE_REASONS),
         float(0 if upcoming is None else upcoming.targets),
         *digest_to_limbs(0 if upcoming is None else upcoming.digest),
         *([0.0] * more_terms if upcoming is None else map(float, upcoming.more_targets)),
     ]
-    summed = iter(sum_float64(vector))
+    device = numbers.device
+    vector = torch.cat(
+        [
+            numbers[:count],
+            torch.where(is_finite, norm, 0.0),
+            (~is_finite).double(),
+            numbers[-1:],
+            torch.tensor(votes, dtype=torch.float64).to(device, non_blocking=True),
+        ]
+    )
+    *summed_all, own_norm, own_skipped = torch.cat([sum_tensor(vector), numbers[-2:]]).tolist()
+    summed = iter(summed_all)
 
     def take(count: int) -> list[float]:
         return list(islice(summed, count))
 
-    summed_figures = tuple(take(len(sums)))
+    summed_figures = tuple(take(count))
     norms, num_nonfinite, num_skipped, num_ranks = take(4)
     stop_reason = first_reason(take(len(STOP_REASONS)))
     is_split = 0 < num_skipped < num_ranks
     return _Agreement(
         sums=summed_figures,
         gradient_norm=math.inf if num_nonfinite else norms / num_ranks,
+        own=(own_norm, own_skipped),
         num_skipped=int(num_skipped),
         stop_reason=RANKS_DIFFER if is_split and stop_reason != LEASE_LOST else stop_reason,
         save_for=count_votes(take(len(SAVE_REASONS)), SAVE_REASONS),

@@ -96,7 +96,7 @@ def test_a_loader_worker_that_hangs_is_found_by_its_rank_its_host_and_its_phase(
     assert (end["event"], end["ranks"]) == ("end", [1])
     assert hang["text"] in output and "the run ends" in output
     assert "lmscale/stream/loader.py" in stacks(folder, 1)
-    assert "in sum_float64" in stacks(folder, 0)
+    assert "in sum_tensor" in stacks(folder, 0)
     assert f"loader worker, process {worker}: state T (stopped)" in stacks(folder, 1)
     assert [path.read_text() for path in sorted(exits.iterdir())] == ["1\n", "1\n"]
     assert is_gone(worker)
