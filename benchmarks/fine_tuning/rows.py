@@ -35,11 +35,14 @@ ROWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "from scratch": (*SCRATCH, "learning_rate=3e-4"),
     },
     "reviews_1000": {"fine-tuned": (), "from scratch": SCRATCH},
-    "tweets": {"fine-tuned": (), "from scratch": (*SCRATCH, "learning_rate=6e-4")},
+    "tweets": {
+        "fine-tuned": (),
+        "from scratch": (*SCRATCH, "learning_rate=3e-4", "early_stopping=false"),
+    },
     "news_1000": {"fine-tuned": (), "from scratch": SCRATCH},
     "gaps": {"fine-tuned": (), "from scratch": (*SCRATCH, "learning_rate=3e-4")},
     "questions": {"fine-tuned": (), "from scratch": SCRATCH},
-    "spoken": {"fine-tuned": (), "from scratch": SCRATCH},
+    "spoken": {"fine-tuned": (), "from scratch": (*SCRATCH, "learning_rate=1.5e-3")},
     "help": {"fine-tuned": ()},
 }
 BASES: Mapping[str, str] = {
@@ -116,7 +119,11 @@ def score(folder: Path, row: str, run: str) -> dict[str, float]:
 
 
 def flat(scores: Any) -> dict[str, float]:
-    """The numbers of the innermost mapping that has some."""
+    """The numbers of the innermost mapping that has some, below ``sets`` where what is written was
+    scored.
+    """
+    if isinstance(scores, Mapping):
+        scores = scores.get("sets", scores)
     while isinstance(scores, Mapping):
         numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
         if numbers:

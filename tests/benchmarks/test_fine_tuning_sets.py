@@ -162,6 +162,7 @@ def test_the_figures_of_an_evaluation_are_found_and_costs_are_those_of_a_quiet_s
     from rows import flat, read_costs
 
     assert flat({"test": {"accuracy": 0.5, "loss": 1}}) == {"accuracy": 0.5, "loss": 1}
+    assert flat({"step": 9, "sets": {"test": {"bleu": 80.5}}}) == {"bleu": 80.5}
     lines = [{"step": n, "speed/step_seconds": n, "memory/peak_bytes": n * 1e9} for n in (1, 2, 9)]
     place = tmp_path / "metrics.jsonl"
     place.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"step": 9}]), "utf-8")
