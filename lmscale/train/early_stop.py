@@ -30,7 +30,9 @@ def find_early_stop(
 ) -> str | None:
     """Why a run that has done ``step`` ends with it, by its figures (step → figure) up to there.
 
-    A figure that is not finite counts as not measured, as it does for ``keep_best``.
+    A figure that is not finite counts as not measured, as it does for ``keep_best``. Nor does one
+    that is to rise count for as long as it is 0: a model that has found nothing yet, such as names
+    that are rare, has not stopped getting better.
     """
     figures = {at: figure for at, figure in figures.items() if math.isfinite(figure)}
     sign = 1.0 if stop.direction == "min" else -1.0
@@ -39,7 +41,7 @@ def find_early_stop(
         value = sign * figures[measured_step]
         if value < best - stop.min_delta:
             best, best_step, num_worse = value, measured_step, 0
-        else:
+        elif stop.direction == "min" or best:
             num_worse += 1
     if num_worse < stop.patience:
         return None

@@ -55,6 +55,9 @@ def stop_of(**values) -> EarlyStopConfig:
         ({10: 3.0, 20: math.nan, 30: math.inf, 40: 3.0}, {}, None),  # two are not measured
         ({10: 3.0, 20: math.nan, 30: 3.0, 40: 3.0}, {}, "at step 40: m did not fall since step 10"),
         ({10: math.nan, 20: math.nan}, {}, None),
+        ({10: 0.0, 20: 0.0, 30: 0.0, 40: 0.0}, {"mode": "max"}, None),  # nothing is found yet
+        ({10: 0.0, 20: 0.1, 30: 0.0, 40: 0.0}, {"mode": "max"}, "did not rise since step 20 (0.1)"),
+        ({10: 0.0, 20: 0.0, 30: 0.0}, {}, "at step 30: m did not fall since step 10 (0)"),
         ({}, {}, None),
     ],
 )
