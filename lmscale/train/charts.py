@@ -8,7 +8,7 @@ from lmscale.config import RunConfig
 from lmscale.config.objective import NextTokenConfig
 from lmscale.objective.objective import SOURCE_LOSS
 from lmscale.runs.loss_curves import BY_STEP, BY_TOKENS
-from lmscale.train.planned import LOSS, SPEED
+from lmscale.train.planned import LOSS, MEMORY, SPEED
 
 Charts = Mapping[str, Mapping[str, list[str]]]  # page → title → patterns of names
 
@@ -95,6 +95,7 @@ def _speed(*, world_size: int, has_peak: bool) -> dict[str, list[str]]:
     charts = {
         "tokens trained on per second": ["speed/targets_per_second$"],
         "positions per second, measured and planned": ["speed/positions_per_second$", f"{SPEED}$"],
+        "bytes of a rank's memory, measured and planned": ["memory/peak_bytes$", f"{MEMORY}$"],
     }
     if has_peak:
         charts["MFU, both conventions"] = ["speed/mfu_.*"]

@@ -11,6 +11,7 @@ from lmscale.config import RunConfig
 from lmscale.errors import LmscaleError
 from lmscale.plan.devices import CPU, find_device, plan_machine
 from lmscale.plan.losses import BESIROGLU
+from lmscale.plan.memory import plan_memory
 from lmscale.plan.operations import list_parameters
 from lmscale.plan.parameters import count_parameters
 from lmscale.plan.run import has_law
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
-SPEED, LOSS = "plan/positions_per_second", "plan/loss"
+SPEED, LOSS, MEMORY = "plan/positions_per_second", "plan/loss", "plan/memory_bytes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Planned:
     """What a plan says of a run on its own machine."""
 
     positions_per_second: float
+    memory_bytes: int
     parameters: int | None
     """None where no law is of such a run."""
 
@@ -37,7 +39,7 @@ class Planned:
         """Those to be drawn once so many tokens were trained on; a loss where a law was measured
         at so many.
         """
-        figures = {SPEED: self.positions_per_second}
+        figures = {SPEED: self.positions_per_second, MEMORY: float(self.memory_bytes)}
         size = self.parameters
         if size is not None and not [*BESIROGLU.measured.describe_doubts(size, tokens)]:
             figures[LOSS] = BESIROGLU.loss(size, tokens)
@@ -50,12 +52,14 @@ def plan_figures(config: RunConfig, ranks: Ranks, device: torch.device) -> Plann
         found = find_device(CPU if device.type == "cpu" else device_name(device))
         per_node = ranks.local_world_size
         nodes = max(1, ranks.world_size // per_node)
-        step = plan_step(config, plan_machine(found, nodes=nodes, devices_per_node=per_node))
+        machine = plan_machine(found, nodes=nodes, devices_per_node=per_node)
+        step, memory = plan_step(config, machine), plan_memory(config, machine)
         parameters = count_parameters(list_parameters(config.model, config.sizes))
     except LmscaleError as error:
         logger.debug("no plan beside the figures: %s", error)
         return None
     return Planned(
         positions_per_second=step.tokens_per_second,
+        memory_bytes=memory.allocated_bytes,
         parameters=parameters if has_law(config) else None,
     )

@@ -10,22 +10,22 @@ from tiny_run import tiny_config
 from lmscale.plan.losses import BESIROGLU
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.trackers import open_trackers
-from lmscale.train.planned import LOSS, SPEED, Planned, plan_figures
+from lmscale.train.planned import LOSS, MEMORY, SPEED, Planned, plan_figures
 
 
 def test_a_loss_is_foretold_where_the_law_was_measured_and_nowhere_else():
-    planned = Planned(positions_per_second=5.0, parameters=10**9)
-    assert planned.figures(10**6) == {SPEED: 5.0}
-    assert planned.figures(10**10) == {SPEED: 5.0, LOSS: BESIROGLU.loss(10**9, 10**10)}
-    without = Planned(positions_per_second=5.0, parameters=None)
-    assert without.figures(10**10) == {SPEED: 5.0}
+    planned = Planned(positions_per_second=5.0, memory_bytes=7, parameters=10**9)
+    assert planned.figures(10**6) == {SPEED: 5.0, MEMORY: 7.0}
+    assert planned.figures(10**10) == {SPEED: 5.0, MEMORY: 7.0, LOSS: BESIROGLU.loss(10**9, 10**10)}
+    without = Planned(positions_per_second=5.0, memory_bytes=7, parameters=None)
+    assert without.figures(10**10) == {SPEED: 5.0, MEMORY: 7.0}
 
 
 def test_a_run_on_a_cpu_has_a_planned_speed(tmp_path: Path):
     config = tiny_config(tmp_path, tmp_path / "run")
     ranks = Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2)
     planned = plan_figures(config, ranks, torch.device("cpu"))
-    assert planned is not None and planned.positions_per_second > 0
+    assert planned is not None and min(planned.figures(0).values()) > 0
     uneven = Ranks(rank=0, world_size=5, local_rank=0, local_world_size=5)
     assert plan_figures(config, uneven, torch.device("cpu")) is None
 
