@@ -76,6 +76,7 @@ def _fused(tape: Tape, name: str, q: Array, k: Array, v: Array, seen: Visible) -
             inputs=(q, k, v) if seen.mask is None else (q, k, v, seen.mask),
             outputs=(output,),
             saved=saved if needs else (),
+            product=(length, k.shape[1], q.shape[3]),
             flops=flops,
             backward_flops=2.5 * flops,  # five products for two: the scores are computed again
             extra_bytes=mask_bytes,
@@ -112,6 +113,7 @@ def _by_scores(
             inputs=(q, k, v) if seen.mask is None else (q, k, v, seen.mask),
             outputs=(output,),
             saved=(tape.reserve(kept),),
+            product=(length, k.shape[1], width),
             flops=flops,
             backward_flops=2 * flops,
             extra_bytes=kept + 4 * scores * wide,

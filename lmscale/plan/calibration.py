@@ -29,11 +29,19 @@ class ProductTime(Section):
     """Of both gradients."""
 
 
-class MoveTime(Section):
-    """One operator that reads and writes so many bytes together and computes next to nothing."""
+class PhaseCosts(Section):
+    """What the counts of a phase cost (``counts.py``), as small steps were measured."""
 
-    moved_bytes: Bytes
-    seconds: Seconds
+    phase: Literal["forward", "backward", "step"]
+    seconds: dict[str, float]
+    """Count → seconds of each."""
+    stage_seconds: dict[int, dict[str, float]]
+    """ZeRO's stage → the same of what depends on it."""
+
+    def reckon(self, counts: Mapping[str, float], stage: int) -> dict[str, float]:
+        """Count → seconds of all of them."""
+        costs = self.seconds | self.stage_seconds.get(stage, {})
+        return {name: count * costs.get(name, 0.0) for name, count in counts.items()}
 
 
 class CollectiveTime(Section):
@@ -50,10 +58,14 @@ class Calibration(Section):
     torch: str
     ranks: PositiveInt = 1
     threads: PositiveInt = 1
-    launch_seconds: Seconds
-    """Of the host, for an operator on next to nothing."""
+    clock: Literal["wall", "process"] = "wall"
+    """``process``: CPU seconds of the rank, for a machine that others use too."""
+    precision: Literal["bf16", "fp16", "fp32"] = "fp32"
+    """Of the steps that ``phases`` were fitted to."""
+    fit_error: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """Median relative error of the fitted steps."""
     products: Annotated[tuple[ProductTime, ...], Field(strict=False)] = ()
-    moves: Annotated[tuple[MoveTime, ...], Field(strict=False)] = ()
+    phases: Annotated[tuple[PhaseCosts, ...], Field(strict=False)] = ()
     collectives: Annotated[tuple[CollectiveTime, ...], Field(strict=False)] = ()
 
 

@@ -36,8 +36,8 @@ class Operation:
     m: int
     n: int
     k: int
-    """Of a product [m, k] times [k, n]; else 0. Backward [m, n] times [n, k], and [n, m] times
-    [m, k] where the weight is trained.
+    """Of a product [m, k] times [k, n], backward [m, n] times [n, k], and [n, m] times [m, k] where
+    the weight is trained. Of attention queries, keys and the width of a head; else 0.
     """
     flops: float
     backward_flops: float

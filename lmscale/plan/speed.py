@@ -9,13 +9,14 @@ Every phase says what bounds it. The sources of the figures stand beside them, i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lmscale.config import BatchPlan, RunConfig
 from lmscale.plan.account import Flops, account_planned
 from lmscale.plan.devices import Machine, settle_precision
 from lmscale.plan.efficiency import EFFICIENCY, Efficiency
+from lmscale.plan.reckoned import count_step, find_measured, reckon_step
 from lmscale.plan.operations import Operation, find_frozen_names, list_operations, list_parameters
 from lmscale.plan.operator_times import Spent, Surroundings, operator_time
 from lmscale.plan.traffic import Exchange, list_exchanges
@@ -129,13 +130,6 @@ def plan_step(config: RunConfig, machine: Machine, *, efficiency: Efficiency = E
     operations = list_operations(
         config, micro_windows=batch.micro_windows, on_gpu=machine.device.kind == "gpu"
     )
-    where = Surroundings(
-        device=machine.device,
-        precision=config.engine.precision,
-        is_compiled=config.engine.compile,
-        efficiency=efficiency,
-    )
-    once = _plan_pass(operations, where)
     exchanges = list_exchanges(
         config.engine,
         elements=model.elements,
@@ -143,23 +137,19 @@ def plan_step(config: RunConfig, machine: Machine, *, efficiency: Efficiency = E
         accumulation=batch.accumulation,
         layers=max((operation.times for operation in operations), default=1),
     )
-    updated = update_time(
-        config.engine,
-        trained=model.trained,
-        tensors=model.tensors,
-        accumulation=batch.accumulation,
-        machine=machine,
+    where = Surroundings(
+        device=machine.device,
+        precision=config.engine.precision,
+        is_compiled=config.engine.compile,
+        efficiency=efficiency,
     )
-    computed = {
-        "forward": once.forward * batch.accumulation,
-        "backward": (once.backward + once.recomputed) * batch.accumulation,
-        "step": updated,
-    }
-    phases = tuple(
-        _phase(name, spent, exchanges, machine, efficiency) for name, spent in computed.items()
-    )
+    once = _plan_pass(operations, where)
+    if find_measured(config, machine.device) is not None:
+        phases = _measured_phases(config, machine, exchanges)
+    else:
+        phases = _roofline_phases(config, machine, once, model, exchanges, efficiency)
     return Step(
-        phases=phases,
+        phases=tuple(phases),
         batch=batch,
         ranks=machine.ranks,
         nodes=machine.nodes,
@@ -173,6 +163,45 @@ def plan_step(config: RunConfig, machine: Machine, *, efficiency: Efficiency = E
         * (2 if config.vocab_size <= 2**16 else 4),
         recomputed_seconds=once.recomputed.device_seconds * batch.accumulation,
     )
+
+
+def _measured_phases(
+    config: RunConfig, machine: Machine, exchanges: Sequence[Exchange]
+) -> Iterator[Phase]:
+    """Of a calibrated device. What its own ranks send each other was measured with the steps; of
+    other numbers of ranks it is added.
+    """
+    measured = machine.device.measured
+    counted = count_step(config, machine.device, ranks=machine.ranks)
+    is_known = measured is not None and measured.ranks == machine.ranks
+    for name, spent in reckon_step(counted, machine.device).items():
+        own = [] if is_known else [each for each in exchanges if each.phase == name]
+        links = sum(each.times * each.seconds(machine) for each in own)
+        yield Phase(name=name, spent=spent | ({"links": links} if links else {}))
+
+
+def _roofline_phases(
+    config: RunConfig,
+    machine: Machine,
+    once: _Pass,
+    model: _Weights,
+    exchanges: Sequence[Exchange],
+    efficiency: Efficiency,
+) -> Iterator[Phase]:
+    times = config.batch.plan(machine.ranks).accumulation
+    computed = {
+        "forward": once.forward * times,
+        "backward": (once.backward + once.recomputed) * times,
+        "step": update_time(
+            config.engine,
+            trained=model.trained,
+            tensors=model.tensors,
+            accumulation=times,
+            machine=machine,
+        ),
+    }
+    for name, spent in computed.items():
+        yield _phase(name, spent, exchanges, machine, efficiency)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ class Record:
     flops: float = 0.0
     backward_flops: float = 0.0
     product: tuple[int, int, int] = (0, 0, 0)
-    """m, n, k: [m, k] times [k, n]."""
+    """m, n, k: [m, k] times [k, n]. Of attention: queries, keys, and the width of a head."""
     weight_bytes: int = 0
     trained_bytes: int = 0
     """Of its weight's gradient, in the weight's dtype."""
