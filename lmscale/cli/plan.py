@@ -15,6 +15,7 @@ from lmscale.cli.options import (
     print_warnings,
     render_line,
 )
+from lmscale.cli.plan_check import calibrate, check
 from lmscale.cli.plan_ladder import ladder
 from lmscale.cli.plan_options import (
     GpuOption,
@@ -54,6 +55,8 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+app.command()(check)
+app.command()(calibrate)
 app.command()(ladder)
 
 

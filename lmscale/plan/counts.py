@@ -6,11 +6,14 @@ Products are left out, since they are measured by their shapes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from lmscale.plan.operations import Operation
 
 Counts = Mapping[str, float]
-PHASES = ("forward", "backward", "step")
+PhaseName = Literal["forward", "backward", "step"]
+PHASES: tuple[PhaseName, ...] = ("forward", "backward", "step")
+RECOMPUTED = "recomputed"
 OF_STAGE = ("micro", "tensors", "elements")
 """Counts whose cost depends on ZeRO's stage, which keeps books of every parameter."""
 
@@ -19,19 +22,25 @@ def count_phases(
     operations: Sequence[Operation], *, accumulation: int, tensors: int, elements: int
 ) -> dict[str, dict[str, float]]:
     """Phase → count → how many in a step of a rank, of so many trained ``tensors`` that have so
-    many ``elements`` together.
+    many ``elements`` together. ``recomputed`` is of the backward pass, and costs what forward does.
     """
-    forward, backward = ({}, {})
+    forward: dict[str, float] = {}
+    backward: dict[str, float] = {}
+    recomputed: dict[str, float] = {}
     for operation in operations:
         once, again = _count(operation, backward=False), _count(operation, backward=True)
         _add(forward, once, operation.times * accumulation)
         _add(backward, again, operation.times * accumulation)
-        _add(backward, once, operation.recomputed * accumulation)
-    own = {"micro": accumulation, "tensors": accumulation * tensors}
-    own |= {"elements": accumulation * elements}
+        _add(recomputed, once, operation.recomputed * accumulation)
+    own = {
+        "micro": float(accumulation),
+        "tensors": float(accumulation * tensors),
+        "elements": float(accumulation * elements),
+    }
     return {
         "forward": forward | own,
         "backward": backward | own,
+        RECOMPUTED: recomputed,
         "step": {"micro": 1.0, "tensors": float(tensors), "elements": float(elements)},
     }
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lmscale.plan.calibration import PhaseCosts
-from lmscale.plan.counts import OF_STAGE, PHASES
+import numpy as np
 
-ROUNDS = 3000
+from lmscale.plan.calibration import PhaseCosts
+from lmscale.plan.counts import OF_STAGE, PHASES, PhaseName
+
+ROUNDS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ def fit_phases(rows: Sequence[MeasuredPhase]) -> tuple[PhaseCosts, ...]:
     return tuple(_fit_phase(phase, [row for row in rows if row.phase == phase]) for phase in PHASES)
 
 
-def _fit_phase(phase: str, rows: Sequence[MeasuredPhase]) -> PhaseCosts:
+def _fit_phase(phase: PhaseName, rows: Sequence[MeasuredPhase]) -> PhaseCosts:
     named = [
         {_column(name, row.stage): count for name, count in row.counts.items() if count}
         for row in rows
@@ -63,24 +65,16 @@ def non_negative_least_squares(
     matrix: Sequence[Sequence[float]], wanted: Sequence[float], rounds: int = ROUNDS
 ) -> list[float]:
     """x ≥ 0 of the least |matrix · x - wanted|², by coordinate descent (Franc et al. 2005)."""
-    size = len(matrix[0])
-    gram = [[sum(row[i] * row[j] for row in matrix) for j in range(size)] for i in range(size)]
-    target = [
-        sum(row[i] * value for row, value in zip(matrix, wanted, strict=True)) for i in range(size)
-    ]
-    x = [0.0] * size
-    gradient = [-value for value in target]
+    rows, goal = np.asarray(matrix, dtype=float), np.asarray(wanted, dtype=float)
+    gram, gradient = rows.T @ rows, -(rows.T @ goal)
+    x = np.zeros(rows.shape[1])
     for _ in range(rounds):
         largest = 0.0
-        for i in range(size):
-            if gram[i][i] <= 0:
-                continue
-            new = max(0.0, x[i] - gradient[i] / gram[i][i])
-            change = new - x[i]
-            if change:
-                x[i] = new
-                gradient = [g + change * gram[j][i] for j, g in enumerate(gradient)]
-                largest = max(largest, abs(change))
-        if largest < 1e-12:
+        for i in np.flatnonzero(np.diag(gram) > 0):
+            change = max(0.0, x[i] - gradient[i] / gram[i, i]) - x[i]
+            x[i] += change
+            gradient += change * gram[i]
+            largest = max(largest, abs(change))
+        if largest < 1e-9:
             break
-    return x
+    return x.tolist()

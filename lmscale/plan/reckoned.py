@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lmscale.config import RunConfig
 from lmscale.plan.calibration import Calibration
-from lmscale.plan.counts import count_phases
+from lmscale.plan.counts import RECOMPUTED, count_phases
 from lmscale.plan.devices import Device
 from lmscale.plan.operations import find_frozen_names, list_operations, list_parameters
 from lmscale.plan.products import Product, measured_seconds
@@ -89,4 +89,21 @@ def reckon_step(counted: CountedStep, device: Device) -> dict[str, dict[str, flo
             kind = KIND_OF_COUNT[name]
             spent[kind] = spent.get(kind, 0.0) + seconds
         phases[costs.phase] = {name: seconds for name, seconds in spent.items() if seconds}
+    for name, seconds in _reckon_recomputed(counted, measured).items():
+        phases["backward"][name] = phases["backward"].get(name, 0.0) + seconds
     return phases
+
+
+def recomputed_seconds(counted: CountedStep, measured: Calibration) -> float:
+    """Of the backward pass, without products."""
+    return sum(_reckon_recomputed(counted, measured).values())
+
+
+def _reckon_recomputed(counted: CountedStep, measured: Calibration) -> dict[str, float]:
+    spent: dict[str, float] = {}
+    for costs in measured.phases:
+        if costs.phase == "forward":
+            for name, seconds in costs.reckon(counted.counts[RECOMPUTED], counted.stage).items():
+                kind = KIND_OF_COUNT[name]
+                spent[kind] = spent.get(kind, 0.0) + seconds
+    return spent

@@ -16,9 +16,9 @@ from lmscale.config import BatchPlan, RunConfig
 from lmscale.plan.account import Flops, account_planned
 from lmscale.plan.devices import Machine, settle_precision
 from lmscale.plan.efficiency import EFFICIENCY, Efficiency
-from lmscale.plan.reckoned import count_step, find_measured, reckon_step
 from lmscale.plan.operations import Operation, find_frozen_names, list_operations, list_parameters
 from lmscale.plan.operator_times import Spent, Surroundings, operator_time
+from lmscale.plan.reckoned import count_step, find_measured, reckon_step
 from lmscale.plan.traffic import Exchange, list_exchanges
 from lmscale.plan.update import update_time
 

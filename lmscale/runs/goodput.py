@@ -17,6 +17,8 @@ PROGRESS_SECONDS = 15.0  # a kill loses at most this much detail; a month of row
 LEAP_SECONDS = 900.0  # a clock does not run so wrong: it was set, or the machine was suspended
 STRETCH_SECONDS = 900.0  # long enough to hold a save or an evaluation, short enough to be of now
 STEP_SECONDS = "speed/step_seconds"
+PHASE = "phase/"
+STEP_PHASES = ("forward", "backward", "step", "agree", "data")  # of a step, as heartbeats name them
 PROFILED_STEPS = (
     "speed/profiled_steps"  # of a line: steps under a profiler, whose time tells nothing
 )

@@ -40,9 +40,13 @@ SHAPES = (
     (1, 128, 4, 256, 2, 2, 4096),
     (1, 64, 4, 1024, 1, 1, 512),  # scores of attention
     (2, 192, 3, 512, 2, 1, 1024),
+    (3, 64, 4, 64, 4, 2, 1024),
+    (3, 256, 8, 64, 4, 1, 4096),
+    (4, 128, 4, 128, 2, 2, 512),
 )
 COMMON = 6  # of them, the first, are measured at every stage of ZeRO, the others at one
 COMMON_STAGE = 1
+GROUPED = (9, 12, 14)  # of them those with half as many heads of keys, and tied embeddings
 VARIANT = "norm: layernorm, activation: gelu, bias: true, positions: learned"
 STEPS = 5
 
@@ -56,18 +60,19 @@ def plan_steps(
     for stage in sorted(stages):
         for number, shape in enumerate(SHAPES):
             if number < COMMON or stage == COMMON_STAGE:
-                yield _build(shape, precision, ranks, stage, variant=number % 3 == 1)
+                more = f", {VARIANT}" if number % 3 == 1 else ""
+                if number in GROUPED:
+                    more += f", kv_heads: {shape[2] // 2}, tied_embeddings: true"
+                yield _build(shape, precision, ranks, stage, more)
 
 
-def _build(
-    shape: tuple[int, ...], precision: str, ranks: int, stage: int, *, variant: bool
-) -> RunConfig:
+def _build(shape: tuple[int, ...], precision: str, ranks: int, stage: int, more: str) -> RunConfig:
     layers, width, heads, length, micro, accumulation, vocabulary = shape
     return parse_config(
         "run: {name: calibration}",
         [
             f"model={{layers: {layers}, width: {width}, heads: {heads}, "
-            f"vocab_size: {vocabulary}{', ' + VARIANT if variant else ''}}}",
+            f"vocab_size: {vocabulary}{more}}}",
             f"tokenizer.vocab_size={vocabulary}",
             f"stream.sequence_length={length}",
             f"batch={{global_windows: {micro * accumulation * ranks}, micro_windows: {micro}}}",
@@ -137,7 +142,7 @@ def fit_device(
     """``draft`` with the costs that fit the measured steps best."""
     phases = []
     for config, seconds in rows:
-        counted = count_step(config, draft, ranks=ranks)
+        counted = count_step(config, draft, ranks=ranks)  # nothing of which is computed again
         for name, taken in seconds.items():
             phases.append(
                 MeasuredPhase(

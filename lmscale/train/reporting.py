@@ -12,7 +12,7 @@ from lmscale.files.progress import terminal
 from lmscale.model.family import account_model
 from lmscale.ranks.device import device_name, peak_memory_bytes, peak_tflops
 from lmscale.runs.attempts import AttemptLog
-from lmscale.runs.goodput import PROFILED_STEPS, STEP_SECONDS
+from lmscale.runs.goodput import PHASE, PROFILED_STEPS, STEP_PHASES, STEP_SECONDS
 from lmscale.runs.loss_curves import TRAINED
 from lmscale.runs.profiles import ProfilePlan
 from lmscale.runs.trackers import Trackers
@@ -60,6 +60,7 @@ class MetricsHook:
         self._pace = pace
         self._trackers, self._attempt = trackers, attempt
         self._since: list[StepReport] = []
+        self._phases = heartbeat.phase_seconds()
         config = run.config
         trackers.log_text("config", dump_config(config), step=run.start.step)
         self._peak = config.train.peak_tflops or peak_tflops(
@@ -111,6 +112,7 @@ class MetricsHook:
             "train/tokens": self._counter.now.tokens,
             "train/skipped_steps": self._counter.now.skipped_steps,
             **self._speeds(timed),
+            **self._phase_figures(len(rows), is_profiled=len(timed) < len(rows)),
             PROFILED_STEPS: len(rows) - len(timed) or None,
             "speed/goodput": goodput.fraction,
             "speed/running_goodput": goodput.running_fraction,
@@ -140,6 +142,16 @@ class MetricsHook:
             waited / seconds,
         )
         return dict(zip(SPEEDS, figures, strict=True))
+
+    def _phase_figures(self, steps: int, *, is_profiled: bool) -> dict[str, float | None]:
+        """Seconds of a step in each of its phases, as this rank's host goes through them."""
+        before, self._phases = self._phases, heartbeat.phase_seconds()
+        return {
+            f"{PHASE}{name}_seconds": None
+            if is_profiled
+            else (self._phases.get(name, 0.0) - before.get(name, 0.0)) / steps
+            for name in STEP_PHASES
+        }
 
     def _mixture_figures(self, n: int) -> dict[str, float]:
         """Of every source its share of the samples up to ``n``, and how often it was read."""
