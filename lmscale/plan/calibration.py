@@ -35,12 +35,12 @@ class PhaseCosts(Section):
     phase: Literal["forward", "backward", "step"]
     seconds: dict[str, float]
     """Count → seconds of each."""
-    stage_seconds: dict[int, dict[str, float]]
+    stage_seconds: dict[str, dict[str, float]]
     """ZeRO's stage → the same of what depends on it."""
 
     def reckon(self, counts: Mapping[str, float], stage: int) -> dict[str, float]:
         """Count → seconds of all of them."""
-        costs = self.seconds | self.stage_seconds.get(stage, {})
+        costs = self.seconds | self.stage_seconds.get(str(stage), {})
         return {name: count * costs.get(name, 0.0) for name, count in counts.items()}
 
 

@@ -47,7 +47,7 @@ def _fit_phase(phase: PhaseName, rows: Sequence[MeasuredPhase]) -> PhaseCosts:
     costs = {name: value / scale[name] for name, value in zip(names, found, strict=True)}
     common = {name: cost for name, cost in costs.items() if "@" not in name}
     stages = {
-        stage: {
+        str(stage): {
             name.partition("@")[0]: cost
             for name, cost in costs.items()
             if name.endswith(f"@{stage}")
