@@ -126,6 +126,10 @@ class Engine:
         finally:
             self.deepspeed.train()
 
+    def close(self) -> None:
+        """Give back what DeepSpeed holds; the engine is of no use any more."""
+        self.deepspeed.destroy()
+
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The model's parameters by the names they have without the objective around it."""
         for name, parameter in self.module.named_parameters():

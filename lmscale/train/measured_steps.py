@@ -73,7 +73,7 @@ class StepLoop:
         return seconds | {"step": rest}
 
     def close(self) -> None:
-        self._engine.deepspeed.destroy()
+        self._engine.close()
         del self._engine, self._reports
         gc.collect()
 
