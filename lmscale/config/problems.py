@@ -58,7 +58,11 @@ def _describe(
     if kind == "extra_forbidden":
         keys = _known_keys(location[:-1], model, tree)
         owners = _describe_owners(location, model, tree)
-        here = None if owners else _find_here(problem, model, tree)
+        # At the top a key is rarely one of ours that slipped out of its section: others have theirs
+        # there, of which "warmup" is no ramp of the batch.
+        is_first = not owners or len(location) == 1
+        here = _find_here(problem, model, tree, of_others_only=bool(owners)) if is_first else None
+        owners = "" if here else owners
         if here is None:
             said = describe_unknown(str(location[-1]), keys, is_known=bool(owners))
         else:
@@ -102,10 +106,14 @@ def describe_unknown(key: str, valid_keys: Sequence[str], *, is_known: bool = Fa
 
 
 def _find_here(
-    problem: Mapping[str, Any], model: type[BaseModel], tree: Mapping[str, Any]
+    problem: Mapping[str, Any],
+    model: type[BaseModel],
+    tree: Mapping[str, Any],
+    *,
+    of_others_only: bool,
 ) -> str | None:
-    """Where a key of the configuration of a run is that stands in the wrong place, or has another
-    trainer's name; None where neither is so.
+    """Where a key of the configuration of a run is that has another trainer's name or, unless
+    ``of_others_only``, stands in the wrong place; None where neither is so.
     """
     *above, key = problem["loc"]
     if "engine" in model.model_fields:  # else of a cluster, which no trainer configures
@@ -115,7 +123,7 @@ def _find_here(
         beside = beside if isinstance(beside, Mapping) else {}
         if said := describe_elsewhere(str(key), problem["input"], beside, tree):
             return said
-    own = places(model).get(str(key), ())
+    own = () if of_others_only else places(model).get(str(key), ())
     return f"Here this is {own[0]}." if len(own) == 1 else None
 
 

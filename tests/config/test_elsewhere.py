@@ -72,6 +72,7 @@ def test_a_name_of_others_wins_over_a_near_one_and_a_slip_gets_the_near_one():
         ("train: {steps: 300, warmup_ratio: 0.03}", "the fraction × train.steps = 9."),
         ("lr_warmup_fraction: .01\ntrain_iters: 2000", "the fraction × train.steps = 20."),
         ("engine: {schedule: {warmup: 0.01}}\ntrain: {steps: 200}", "train.steps = 2."),
+        ("warmup: 0.01\ntrain_iters: 1000", "the fraction × train.steps = 10."),  # GPT-NeoX's
         ("lr_warmup_fraction: .01", "the fraction × train.steps."),
         ("min_lr: 1.0e-5\nlr: 4.0e-4", "min_lr / lr = 0.025."),
         ("min_lr: 1.0e-5\nlr: 0.0", "min_lr / lr."),
@@ -85,3 +86,8 @@ def test_where_the_setting_is_an_arithmetic_it_is_done(text, words):
 def test_a_key_of_a_sweep_is_blamed_on_the_sweep():
     (said,) = said_of("run: {name: a}", axes=["learning_rate=1e-3"])
     assert said.startswith("--array learning_rate=1e-3: learning_rate: unknown key. Here this is ")
+
+
+def test_a_key_of_ours_at_the_top_is_sent_to_its_section():
+    (said,) = said_of("run: {name: a}\nglobal_windows: 8")
+    assert said.endswith(" It belongs below batch.")
