@@ -25,6 +25,7 @@ from lmscale.files.shard_files import (
 from lmscale.files.strangers import parse_json
 from lmscale.files.tokenizer_files import has_tokenizer
 from lmscale.runs.commits import read_commits
+from lmscale.runs.own_ids import find_idle_rows
 
 MAX_SHARDS = 100_000  # a look at each; on a slow file system some minutes
 SPLITS = ("train", "heldout")  # of a source, a dataset each
@@ -106,7 +107,7 @@ def find_missing_data(config: RunConfig, *, awaits: bool = False) -> list[str]:
     and the datasets of its sources and of its held-out sets. Where it ``awaits`` what others make
     of this configuration, without that.
     """
-    problems = [] if awaits else _missing_tokenizer(config)
+    problems = [] if awaits else _missing_tokenizer(config) or find_idle_rows(config)
     if not config.stream.sources:
         problems.append("stream.sources names no dataset; give at least one, NAME: {shards: …}.")
     return problems + _missing_manifests(_datasets_of(config, without_made=awaits))

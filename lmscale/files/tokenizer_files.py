@@ -28,6 +28,13 @@ def read_fingerprint(folder: Path) -> str:
     return "" if meta is None else str(read_object(meta).get("fingerprint", ""))
 
 
+def read_vocab_size(folder: Path) -> int | None:
+    """Pieces of the tokenizer in a folder; None where they are not known."""
+    meta = find_meta(folder)
+    found = None if meta is None else read_object(meta).get("vocab_size")
+    return found if type(found) is int else None
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds what says which tokenizer it is, and a model of either kind."""
     if (folder / META_NAME).is_file():

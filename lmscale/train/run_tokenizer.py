@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lmscale.config import RunConfig
 from lmscale.config.objective_base import describe_ids
 from lmscale.errors import DataError
-from lmscale.runs.own_ids import find_forgotten_ids, find_other_tokenizer
+from lmscale.runs.own_ids import find_forgotten_ids, find_idle_rows, find_other_tokenizer
 from lmscale.stream.stream import Stream
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.codec import load_configured
@@ -71,3 +71,4 @@ def _find_problems(config: RunConfig, tokenizer: Tokenizer) -> Iterator[str]:
                 "one is added above the tokenizer's."
             )
     yield from find_forgotten_ids(config)
+    yield from find_idle_rows(config)
