@@ -77,14 +77,18 @@ def calibrate(
     Start it as the run will be, under srun or torchrun with as many ranks and threads: the ranks of
     a CPU share its cores. Rank 0 writes FILE. Takes a minute or two.
     """
-    from lmscale.cli.scoring_ranks import find_ranks, open_ranks
+    from lmscale.cli.scoring_ranks import find_ranks
+    from lmscale.files.progress import progress
 
     _check_choices(out, precision, clock, force=force)
     ranks = find_ranks(out)
-    with open_ranks(ranks) as device:
+    with progress("loading torch and DeepSpeed"):
+        from lmscale.ranks.device import select_device
         from lmscale.ranks.precision import agree_precision
+        from lmscale.ranks.ranks import open_process_group
         from lmscale.train.calibrate import calibrate as measure
-
+    device = select_device(ranks)
+    with open_process_group(ranks, device):  # of one rank too, as DeepSpeed wants it
         chosen = precision or agree_precision(device).precision
         found = measure(ranks, device, precision=chosen, clock=clock, steps=steps)  # pyright: ignore
     if not ranks.is_first:
