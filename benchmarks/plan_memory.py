@@ -46,6 +46,8 @@ def draw_shape(draws: random.Random) -> list[str]:
         overrides = _draw(draws)
         config = build_config(overrides)
         model: Any = config.model
+        if model.family == "encoder":  # whose masks a tokenizer is read for
+            continue
         tokens = config.batch.global_windows * config.stream.sequence_length
         layers = model.layers * (2 if model.family == "encoder_decoder" else 1)
         elements = layers * 12 * model.width**2 + config.vocab_size * model.width

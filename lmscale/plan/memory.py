@@ -22,8 +22,8 @@ from lmscale.plan.timeline import Peaks, play
 # source; PyTorch reports it as reserved minus allocated bytes, which runs log.
 FRAGMENTATION_SHARE = 0.05
 LOSS_RECORDS = ("head", "loss", "teacher.head")
-# What a process of Python with torch and DeepSpeed holds before the model, and a loader's worker
-# without torch: measured, see docs/planning.md.
+# What a process with torch and DeepSpeed holds before the model, and a loader's worker without
+# torch: no source, about what Linux shows of ours.
 PROCESS_BYTES, WORKER_BYTES = 700 * 2**20, 120 * 2**20
 
 

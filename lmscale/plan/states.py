@@ -97,8 +97,9 @@ class States:
             grows = self.itemsize == FLOAT or self.stage == 1
             held["gradients"] = self.full_gradients if accumulation > 1 or not grows else 0
             held["buckets"] = self.bucket_in_pass if accumulation > 1 else 0
-        elif self.stage == 2:
-            held["gradients"] = 0 if self.offloads_optimizer else self.own_gradients
+        elif self.stage == 2:  # of the micro-batches before
+            is_first = accumulation == 1 or self.offloads_optimizer
+            held["gradients"] = 0 if is_first else self.own_gradients
         return held
 
     def at_reduction(self) -> dict[str, int]:
