@@ -1,26 +1,15 @@
-"""A cluster profile as values: its keys, their types and defaults, and what may be wrong."""
+"""A cluster profile as values: its keys, their types and defaults."""
 
 from __future__ import annotations
 
-import posixpath
-import re
-from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
 from lmscale.config.base import Place, Section
-from lmscale.config.sbatch_options import find_option_problems, find_unsafe_text
-from lmscale.files.redact import names_secret, redact
+from lmscale.config.cluster_rules import RULES
 
-_TIME = re.compile(r"(?:(\d{1,6})-)?(\d{1,4}):(\d{2}):(\d{2})", re.ASCII)
-_MEMORY = re.compile(r"\d{1,9}[KMGT]?", re.ASCII | re.IGNORECASE)
-_NODES = re.compile(r"[A-Za-z0-9._-]+([\[\],A-Za-z0-9._-]*)")
-MIN_SIGNAL_SECONDS = 60
 MAX_TASKS = 65_533  # on a node: what Slurm itself counts in 16 bits
-_OWN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"}
-_OWN_VARIABLES |= {"MASTER_ADDR", "MASTER_PORT"}
 
 
 class PreflightConfig(Section):
@@ -86,6 +75,7 @@ class ClusterConfig(Section):
     """A cluster, or a partition of one. ``slurm/profiles/example.yaml`` explains every key."""
 
     problem_separator = "\n"  # validate_tree takes them apart
+    rules = RULES
 
     description: str = ""
     partition: str | None = None
@@ -151,17 +141,6 @@ class ClusterConfig(Section):
     """Most tasks of an array at once."""
     data: DataJobsConfig = DataJobsConfig()
 
-    def find_problems(self) -> Iterator[str]:
-        """Why a job could not run by this profile, or would not do what the profile says."""
-        yield from _resource_problems(self)
-        yield from _text_problems(self)
-        yield from find_option_problems(self.sbatch_options)
-        yield from _data_problems(self.data, self.signal_seconds)
-        yield from _variable_problems(self.variables)
-        yield from _secret_problems(self)
-        yield from _container_problems(self)
-        yield from _folder_problems(self)
-
     @field_validator("time", mode="before")
     @classmethod
     def _time_has_a_form(cls, value: Any) -> Any:
@@ -219,163 +198,3 @@ class ClusterConfig(Section):
             changes["sbatch_options"] = self.data.sbatch_options
         changes.pop("memory", None)
         return self.model_copy(update=changes)
-
-
-def parse_time(text: str) -> int | None:
-    """Seconds of ``D-HH:MM:SS`` or ``HH:MM:SS``, or None.
-
-    Slurm's shorter forms are left out: its ``10:00`` is ten minutes, which few people expect.
-    """
-    match = _TIME.fullmatch(text)
-    if not match:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    return total if total and minutes < 60 and seconds < 60 else None
-
-
-def _resource_problems(cluster: ClusterConfig) -> Iterator[str]:
-    limit = parse_time(cluster.time)
-    if limit is None:
-        yield f'time: "{cluster.time}" is not of the form "D-HH:MM:SS" or "HH:MM:SS"'
-    elif cluster.signal_seconds >= limit:
-        yield (
-            f"signal_seconds = {cluster.signal_seconds} is not less than time = {cluster.time} "
-            f"({limit} s): the run would be told to stop as soon as it starts"
-        )
-    if cluster.signal_seconds < MIN_SIGNAL_SECONDS:
-        yield (
-            f"signal_seconds = {cluster.signal_seconds} is less than {MIN_SIGNAL_SECONDS}: Slurm "
-            "looks at time limits every 30 to 60 s, so the run might not be told to save at all"
-        )
-    if not cluster.ranks_per_node:
-        yield "tasks_per_node is needed where gpus_per_node is 0: how many ranks a node?"
-    if cluster.gpu_type and not cluster.gpus_per_node:
-        yield f"gpu_type = {cluster.gpu_type}, but gpus_per_node is 0"
-    if cluster.chain > 1 and cluster.requeue:
-        yield (
-            f"chain = {cluster.chain} is for clusters that forbid requeue; set requeue: false, or "
-            "leave chain out"
-        )
-    memory = cluster.memory_per_node
-    if memory is not None and not _MEMORY.fullmatch(memory):
-        yield f'memory_per_node: "{memory}" is not of the form "64G"; "0" is all'
-
-
-def _text_problems(cluster: ClusterConfig) -> Iterator[str]:
-    """Values that go into #SBATCH lines."""
-    for name in ("partition", "account", "qos", "constraint", "reservation", "gpu_type"):
-        text = getattr(cluster, name)
-        if text is None:
-            continue
-        why = find_unsafe_text(text) if text.strip() else "it is empty; leave it out"
-        if why:
-            yield f"{name} = {text!r}: {why}"
-    for nodes in cluster.exclude:
-        if not _NODES.fullmatch(nodes):
-            yield f'exclude: {nodes!r} is not a list of nodes such as "n7" or "n[10-12]"'
-    lines = {
-        "srun_options": cluster.srun_options,
-        "modules": cluster.modules,
-        "container.mounts": cluster.container.mounts,
-        "container.options": cluster.container.options,
-        "container.image": (cluster.container.image,),
-        "python": (cluster.python or "",),
-    }
-    for name, values in lines.items():
-        for value in values:
-            if not value.isprintable():
-                yield f"{name}: {value!r} holds a line break or another control character"
-
-
-def _data_problems(data: DataJobsConfig, signal_seconds: int) -> Iterator[str]:
-    if data.time is not None:
-        limit = parse_time(data.time)
-        if limit is None:
-            yield f'data.time: "{data.time}" is not of the form "D-HH:MM:SS" or "HH:MM:SS"'
-        elif signal_seconds >= limit:
-            yield f"data.time = {data.time} is not more than signal_seconds = {signal_seconds}"
-    if data.memory is not None and not _MEMORY.fullmatch(data.memory):
-        yield f'data.memory: "{data.memory}" is not of the form "16G"'
-    for name in ("partition", "account", "qos", "constraint", "reservation"):
-        if why := find_unsafe_text(getattr(data, name) or ""):
-            yield f"data.{name} = {getattr(data, name)!r}: {why}"
-    for problem in find_option_problems(data.sbatch_options or ()):
-        yield f"data.{problem}"
-
-
-def _variable_problems(variables: dict[str, str]) -> Iterator[str]:
-    for name, value in variables.items():
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            yield f"variables: {name!r} is not a name that a shell can export"
-        elif name in _OWN_VARIABLES or name.startswith(("SLURM_", "SBATCH_", "LMSCALE_")):
-            yield f"variables: {name} is set by the launcher or by Slurm; leave it out"
-        if not value.isprintable():
-            yield (f"variables: {name} = {value!r} holds a line break or another control character")
-
-
-def _secret_problems(cluster: ClusterConfig) -> Iterator[str]:
-    """Secrets that the batch script and cluster.yaml would show to everybody who sees the run."""
-    advice = (
-        "would be written into the batch script. Export it before `lmscale launch slurm`, or in "
-        "setup from a file that only you can read: export NAME=$(cat ~/.name)."
-    )
-    for name, value in cluster.variables.items():
-        if value and (names_secret(name) or redact(value) != value):
-            yield f"variables: {name} sounds like a secret, and {advice}"
-    for name, values in (
-        ("setup", cluster.setup),
-        ("sbatch_options", cluster.sbatch_options),
-        ("data.sbatch_options", cluster.data.sbatch_options or ()),
-        ("srun_options", cluster.srun_options),
-        ("container.options", cluster.container.options),
-        ("preflight.command", (cluster.preflight.command or "",)),
-    ):
-        for value in values:
-            if redact(value) != value:
-                yield f"{name}: {redact(value)!r} holds a secret (here as ***), which {advice}"
-
-
-def _container_problems(cluster: ClusterConfig) -> Iterator[str]:
-    container = cluster.container
-    if container.kind == "none":
-        given = [name for name in ("image", "mounts", "options") if getattr(container, name)]
-        if given:
-            yield (
-                f"container.{given[0]} is given, but container.kind is none; set it to pyxis or "
-                "apptainer"
-            )
-        return
-    if not container.image:
-        yield f"container.kind = {container.kind} needs container.image"
-    if not cluster.python:
-        yield (
-            f"container.kind = {container.kind} needs python: the interpreter inside of the image"
-        )
-    if not set(cluster.shared) - {"/"}:
-        yield (
-            f"container.kind = {container.kind} needs shared: the folders of runs and data, which "
-            "are mounted into it"
-        )
-    if container.kind == "pyxis" and any("," in mount for mount in container.mounts):
-        yield "container.mounts: Pyxis separates mounts by commas; give one an entry"
-
-
-def _folder_problems(cluster: ClusterConfig) -> Iterator[str]:
-    file = cluster.preflight.cordon_file
-    folders = {"scratch": (cluster.scratch,), "shared": cluster.shared}
-    folders["preflight.cordon_file"] = () if file is None else (file,)
-    problems = [
-        f"{name}: {folder!r} must be an absolute path on one line"
-        for name, values in folders.items()
-        for folder in values
-        if not folder.startswith("/") or not folder.isprintable()
-    ]
-    yield from problems
-    if file is not None and cluster.shared and not problems:
-        place = PurePosixPath(posixpath.normpath(file))
-        if not any(place.is_relative_to(posixpath.normpath(root)) for root in cluster.shared):
-            yield (
-                f"preflight.cordon_file: {file!r} is not below a folder of shared "
-                f"({', '.join(cluster.shared)}): the nodes write it, and the login node reads it"
-            )

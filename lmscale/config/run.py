@@ -102,7 +102,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
 
-    def find_problems(self) -> Iterator[str]:
+    def _find_id_problems(self) -> Iterator[str]:
         names, pieces = self.objective.added_ids, self.tokenizer.vocab_size
         yield from find_id_problems(self.tokenizer.ids, names, num_pieces=pieces)
         if self.vocab_size < self.num_ids:
@@ -115,6 +115,8 @@ class RunConfig(Section):
                 f"model.vocab_size = {self.vocab_size} is smaller than tokenizer.vocab_size = "
                 f"{pieces}{plus}; leave it out to get the next multiple of {VOCAB_MULTIPLE}{own}"
             )
+
+    def _find_length_problems(self) -> Iterator[str]:
         length = self.stream.sequence_length
         longest = min(length, max(self.pair_lengths or (length,)))
         if self.max_positions < longest:
@@ -123,39 +125,56 @@ class RunConfig(Section):
                 f"model.max_positions = {self.max_positions} is shorter than "
                 f"stream.sequence_length = {length}{made_of}"
             )
+
+    def _find_stream_problems(self) -> Iterator[str]:
         yield from self.objective.find_stream_problems(self.stream)
+
+    def _find_partner_problems(self) -> Iterator[str]:
         odd = [windows for windows in self.batch.step_sizes if windows % 2]
         if self.objective.reads_partners and odd:
             yield (
                 f"batch.warmup and batch.global_windows: a step takes {odd[0]} windows, but "
                 f"objective.name = {self.objective.name!r} takes them two by two; give even numbers"
             )
+
+    def _find_training_problems(self) -> Iterator[str]:
         yield from self.model.find_training_problems(self.stream, self.engine.optimizer)
+
+    def _find_weight_problems(self) -> Iterator[str]:
         if self.stream.sources and not any(s.weight > 0 for s in self.stream.sources.values()):
             yield "stream.sources: every weight is 0; give at least one source a share"
+
+    def _find_warmup_problems(self) -> Iterator[str]:
         if self.batch.warmup and self.batch.warmup[-1][0] >= self.train.steps:
             yield (
                 f"batch.warmup goes on until step {self.batch.warmup[-1][0]}, but train.steps = "
                 f"{self.train.steps}, so no step would take batch.global_windows = "
                 f"{self.batch.global_windows}"
             )
+
+    def _find_schedule_problems(self) -> Iterator[str]:
         if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):
             yield problem
-        engine = self.engine
-        yield from find_recompute_problems(
-            self.model, compiles=engine.compile, budget=engine.activation_memory_budget
-        )
-        yield from self._find_ability_problems()
+
+    def _find_recompute_problems(self) -> Iterator[str]:
+        compiles, budget = self.engine.compile, self.engine.activation_memory_budget
+        yield from find_recompute_problems(self.model, compiles=compiles, budget=budget)
+
+    def _find_task_problems(self) -> Iterator[str]:
         if self.evaluation.tasks and (problem := self.find_task_problem()):
             yield f"evaluation.tasks: {problem}"
+
+    def _find_model_problems(self) -> Iterator[str]:
         yield from self.objective.find_model_problems(self.model)
-        yield from self._find_figure_problems()
-        yield from self._find_export_problems()
+
+    def _find_zero_problems(self) -> Iterator[str]:
         if self.engine.keep_zeros and self.model.lora.rank:
             yield (
                 f"engine.keep_zeros with model.lora.rank = {self.model.lora.rank}: merged with a "
                 "matrix, its adapters would fill its zeros. Leave one of them out"
             )
+
+    def _find_average_problems(self) -> Iterator[str]:
         if self.evaluation.weights == AVERAGE and not self.engine.has_average:
             yield (
                 "evaluation.weights = 'average', but the run keeps no average of its weights; give "
@@ -217,6 +236,25 @@ class RunConfig(Section):
             )
         if self.evaluation.stop.metric in measured and not every_steps:
             yield "evaluation.stop needs scores while the run trains: set evaluation.every_steps"
+
+    rules = (
+        _find_id_problems,
+        _find_length_problems,
+        _find_stream_problems,
+        _find_partner_problems,
+        _find_training_problems,
+        _find_weight_problems,
+        _find_warmup_problems,
+        _find_schedule_problems,
+        _find_recompute_problems,
+        _find_ability_problems,
+        _find_task_problems,
+        _find_model_problems,
+        _find_figure_problems,
+        _find_export_problems,
+        _find_zero_problems,
+        _find_average_problems,
+    )
 
     def find_task_problem(self) -> str | None:
         """Why the run's model cannot be asked tasks: they ask how likely a text is behind another,

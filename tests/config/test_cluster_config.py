@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -16,7 +16,8 @@ from lmscale.config.cluster import (
     load_cluster,
     parse_cluster,
 )
-from lmscale.config.cluster_profile import ClusterConfig, parse_time
+from lmscale.config.cluster_profile import ClusterConfig
+from lmscale.config.cluster_rules import parse_time
 from lmscale.config.sbatch_options import OWN_OPTIONS
 from lmscale.errors import ConfigError
 
@@ -198,3 +199,54 @@ def test_a_question_at_the_end_of_a_message_gets_no_full_stop():
     with pytest.raises(ConfigError) as caught:
         parse_cluster("time: 1:00:00")
     assert caught.value.problems[0].endswith("how many ranks a node?")
+
+
+def test_what_a_rule_forbids_is_told_beside_unknown_keys_and_wrong_types():
+    told = "\n".join(
+        problems_of(
+            'partiton: gpu\ngpus_per_node: "8"\ntime: "2:00"\nsignal_seconds: 20\n'
+            "ntasks_per_node: 8\ngpu_type: h100\nvariables: {RANK: 1}\ndata: {memory: much}\n"
+        )
+    )
+    for part in ("partiton: unknown", "gpus_per_node: input", "ntasks_per_node: unknown"):
+        assert part in told
+    for part in ('time: "2:00"', "signal_seconds = 20", "variables: RANK", "data.memory"):
+        assert part in told
+    assert "gpus_per_node is 0" not in told  # what was meant is not known
+
+
+VALUES = {  # key → those that are of its type, of which a rule may forbid some
+    "time": ["1:00:00", "2:00", "0:01:00"],
+    "signal_seconds": [20, 300],
+    "gpus_per_node": [0, 8],
+    "tasks_per_node": [None, 2],
+    "gpu_type": [None, "h100"],
+    "chain": [1, 3],
+    "requeue": [True, False],
+    "python": [None, "/p"],
+    "container": [{}, {"kind": "pyxis"}, {"image": "x"}],
+    "shared": [[], ["/data"], ["data"]],
+    "preflight": [{}, {"cordon_file": "/tmp/bad"}, {"cordon_file": "bad"}],
+    "data": [{}, {"time": "0:02:00"}, {"memory": "much"}],
+}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    tree=st.fixed_dictionaries({key: st.sampled_from(values) for key, values in VALUES.items()}),
+    spoilt=st.sets(st.sampled_from(sorted(VALUES)), min_size=1, max_size=3),
+    renamed=st.booleans(),
+)
+def test_no_rule_speaks_of_a_value_that_is_not_known(tree, spoilt, renamed):
+    if renamed:  # an unknown key, which the message may not guess the meaning of
+        bad = {f"{key}x" if key in spoilt else key: value for key, value in tree.items()}
+    else:
+        bad = {key: [[]] if key in spoilt else value for key, value in tree.items()}
+    told = problems_of(yaml.safe_dump(bad))
+    try:
+        parse_cluster(yaml.safe_dump(tree))
+        right = set[str]()
+    except ConfigError as error:
+        right = {problem.partition(": ")[2] for problem in error.problems}
+    more = {problem.partition(": ")[2] for problem in told if problem.startswith("profile: ")}
+    assert {each for each in more if "is required and missing" not in each} <= right

@@ -119,6 +119,20 @@ def test_all_problems_are_told_at_once():
     assert len(said) == 6
 
 
+def test_what_sections_forbid_each_other_is_told_beside_unknown_keys_and_wrong_types():
+    told = problems_of(
+        "run: {name: x, sed: 1}\n"
+        'train: {steps: "9"}\n'
+        "batch: {warmup: [[9, 4]]}\n"
+        "engine: {keep_zeros: true}\n"
+        "model: {lora: {rank: 4}}\n"
+        "stream: {sources: {a: {shards: s, weight: 0}}}\n"
+    )
+    parts = ("run.sed: unknown", "train.steps: input", "every weight is 0", "keep_zeros with")
+    assert all(part in "\n".join(told) for part in parts)
+    assert "batch.warmup" not in "\n".join(told)  # of how many steps is not known
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

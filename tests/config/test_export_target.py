@@ -33,6 +33,7 @@ CONFIGS = {
     "gpt2_124m": GPT2,
     "gpt3_1.3b": GPT2,
     "gru_lm": RECURRENT,
+    "ladder_cpu": f"{QWEN3}; muP's factors are in the weights",
     "llama3_8b": LLAMA,
     "llama_1b": LLAMA,
     "llama_70b": LLAMA,
