@@ -93,12 +93,14 @@ def launch_local(
     *,
     num_ranks: int | None,
     profile: ProfilePlan | None = None,
+    before_ranks: Callable[[RunConfig], object] = lambda config: None,
 ) -> Outcome:
     """Train on this machine with ``num_ranks`` ranks, until all have ended. None: as many as the
     machine has GPUs, or its cores allow; that is said.
 
     The configuration, its division among the ranks, whose folder it names and that there is what it
     reads are checked before any rank starts or anything is written; problems raise ``ConfigError``.
+    Then ``before_ranks`` is called, for what the launcher does not know.
     """
     if num_ranks is not None and num_ranks < 1:
         raise ConfigError(f"--nproc {num_ranks}: at least one rank is needed.")
@@ -114,6 +116,7 @@ def launch_local(
             profile.check(steps=config.train.steps, world_size=num_ranks)
         check_start(config)
         _check_data(config)
+    before_ranks(config)
     logs = config.folder / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from lmscale.cli.options import (
     ProfileRanksOption,
     SetOption,
     print_problems,
+    print_warnings,
 )
 
 app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
@@ -34,12 +35,14 @@ def local(
     from launcher.local import launch_local
     from launcher.local_ranks import parse_nproc
     from lmscale.runs.profiles import parse_profile
+    from lmscale.shards.stale import find_stale_data
 
     outcome = launch_local(
         config,
         set_ or (),
         num_ranks=parse_nproc(nproc),
         profile=parse_profile(profile, profile_ranks),
+        before_ranks=lambda loaded: print_warnings(find_stale_data(loaded)),
     )
     print_problems(outcome.problems)
     raise typer.Exit(outcome.exit_code)

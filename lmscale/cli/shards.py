@@ -54,12 +54,14 @@ def build(
     With --task the tasks of an array share the work, on nodes that see the same folders. The
     result is that of one command. With --force, tasks replace only what was built otherwise.
     """
+    from lmscale.corpus.stale import find_stale_corpus
     from lmscale.shards.build import build_shards
     from lmscale.shards.manifest import render_manifest
     from lmscale.tasks.target import parse_task
 
     member = parse_task(task) if task is not None else None
     settings = load_config(config, set_ or ())
+    print_warnings(find_stale_corpus(settings.corpus))
     summary = build_shards(settings, member, processes=processes, force=force)
     problems: list[str] = []
     if settings.stream.packing == "best_fit":

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json, print_warnings
 from lmscale.config import load_config
 from lmscale.errors import ConfigError
 from lmscale.files.printing import say
@@ -62,8 +62,10 @@ def digest(
 def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Print the mixture of CONFIG: each source's size, its share, and the epochs of a whole run."""
     from lmscale.api import open_stream
+    from lmscale.shards.stale import find_stale_data
 
     settings = load_config(config, set_ or ())
+    print_warnings(find_stale_data(settings))
     samples = settings.samples_after(settings.train.steps)
     with open_stream(settings) as stream:
         epochs = stream.epochs_at(samples)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json, print_warnings
 from lmscale.config import load_config
 from lmscale.files.printing import say
 
@@ -24,11 +24,13 @@ def train(
 ) -> None:
     """Train the tokenizer of CONFIG on its corpus; one trained before from the same is kept."""
     from lmscale.config.token_ids import render_ids
+    from lmscale.corpus.stale import find_stale_corpus
     from lmscale.tokenizer.named_ids import find_own_ids
     from lmscale.tokenizer.showing import list_tokens
     from lmscale.tokenizer.train import train_tokenizer
 
     settings = load_config(config, set_ or ())
+    print_warnings(find_stale_corpus(settings.corpus))
     tokenizer = train_tokenizer(
         settings.tokenizer, settings.corpus.folder, list(settings.corpus.sources), force=force
     )

@@ -260,8 +260,7 @@ def _plan_source(
     config: CorpusConfig, name: str, files: tuple[RawFile, ...], *, rank: int
 ) -> SourceTarget:
     """Source ``name``, which is number ``rank`` of the corpus, with its parts."""
-    made_by = config.model_dump(mode="json", exclude={"folder", "sources", "part_bytes", "retries"})
-    made_by |= config.sources[name].made_by()
+    made_by = settings_of(config, name)
     if any(file.format == "html" and file.rules.encoding == AUTO for file in files):
         made_by["encoding"] = AUTO  # which was not always what a page declares
     rules = {key: value for key, value in made_by.items() if key not in _NOT_OF_A_PART}
@@ -285,6 +284,12 @@ def _plan_source(
         for run in runs
     )
     return replace(target, units=tuple(parts))
+
+
+def settings_of(config: CorpusConfig, name: str) -> dict[str, Any]:
+    """The settings that the documents of source ``name`` depend on."""
+    made_by = config.model_dump(mode="json", exclude={"folder", "sources", "part_bytes", "retries"})
+    return made_by | config.sources[name].made_by()
 
 
 def cut_into_runs(sizes: Sequence[int], at_least: int) -> list[tuple[int, int]]:

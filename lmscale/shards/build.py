@@ -270,13 +270,13 @@ def _has_hash(task: tuple[Path, str]) -> bool:
 
 def _builder(config: RunConfig, tokenizer: Tokenizer, processes: int | None) -> Builder[Manifest]:
     return Builder(
-        targets=_find_datasets(config, tokenizer),
+        targets=plan_datasets(config, tokenizer),
         title="shards",
         processes=config.shards.processes if processes is None else processes,
     )
 
 
-def _find_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
+def plan_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
     """Train and heldout of every source; a split without documents has none."""
     if not config.corpus.sources:
         raise ConfigError("corpus.sources: names no source; there is nothing to make shards of.")

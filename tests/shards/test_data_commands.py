@@ -5,8 +5,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from lmscale.cli import corpus, shards, tokenizer
+from launcher.outcome import Outcome
+from lmscale.cli import corpus, launch, shards, stream, tokenizer
+from lmscale.config import load_config
 from lmscale.errors import ConfigError, DataError
+from lmscale.shards.stale import find_stale_data
 
 
 def run(app, *arguments):
@@ -95,3 +98,36 @@ def test_a_source_name_that_is_no_folder_name_is_refused(config):
     config.write_text(config.read_text().replace("{docs:", "{../docs:"))
     with pytest.raises(ConfigError, match="names become folders and shards"):
         run(corpus.app, "build", config)
+
+
+def test_what_was_built_from_other_settings_is_told_by_who_goes_on_with_it(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launcher.local.run_ranks", lambda plans: Outcome(exit_code=0))
+    with open(config, "a") as file:
+        file.write(f"stream: {{sources: {{docs: {{shards: {tmp_path}/shards/docs/train}}}}}}\n")
+
+    def warnings(app, *arguments):
+        result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+        return [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+
+    other = ["--set", "corpus.heldout_fraction=0.3"]
+    run(corpus.app, "build", config)
+    assert warnings(tokenizer.app, "train", config) == []
+    assert warnings(shards.app, "build", config) == []
+    assert find_stale_data(load_config(config)) == []
+    expected = (
+        f"{tmp_path}/corpus/docs: was built from other settings (heldout_fraction) than the "
+        "configuration's, and is used as it is."
+    )
+    commands = [(tokenizer.app, "train"), (shards.app, "build"), (stream.app, "show")]
+    for app, command in [*commands, (launch.app, "local")]:
+        (told,) = warnings(app, command, config, *other)
+        assert told.startswith(f"warning: {expected}")
+    run(corpus.app, "build", config, *other, "--force")
+    (told,) = find_stale_data(load_config(config, other[1:]))
+    assert told.startswith(
+        f"{tmp_path}/shards/docs/train: was built from other documents or with another "
+        f"shards.max_bytes or shards.block_tokens than now in {tmp_path}/corpus/docs/train, and"
+    )
