@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 SCRATCH = ("run.init_from=",)
 # Row → its YAML and set, and by their names the ways of training with their settings.
 ROWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "signs": {"fine-tuned": (), "from scratch": (*SCRATCH, "learning_rate=3e-4")},
+    "signs": {"fine-tuned": (), "from scratch": SCRATCH},
     "signs_2000": {
         "head": ("trainable=head", "learning_rate=1e-3"),
         "top 2": ("trainable={top: 2}", "learning_rate=2e-4"),
