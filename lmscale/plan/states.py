@@ -10,9 +10,11 @@ stage  precision weights                    gradients    masters     besides
 0      16 bit    w A                        4 T          4 T
 1      bf16      w A, flat                  4 T, always  4 T / N     w T, growing in a pass
 1      others    w A, flat                  4 T, growing 4 T / N     a bucket
-2      all       w A, flat                  4 T / N      4 T / N     a bucket, and its copies
+2      all       w A, flat                  4 T / N      4 T / N     a bucket, in 16 bit its copy
 3      all       w A / N, and those gathered 4 T / N     4 T / N     a bucket in fp32, always
 ====== ========= ========================== ============ =========== ==========================
+
+With one rank, and nothing offloaded, there are no buckets and nothing is gathered.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ class States:
     bucket: int  # elements of a reduction's
     on_host: Mapping[str, int]
     offloads_optimizer: bool
+    has_shortcuts: bool
+    """Whether lmscale leaves out what a step does not need (engine/shortcuts.py)."""
     overlaps: bool
     """Whether gradients are sent beside the backward pass, from a second bucket (stages 1, 2)."""
 
@@ -67,10 +71,15 @@ class States:
     @property
     def bucket_in_pass(self) -> int:
         """Made at a pass's first gradient: of stages 1 and 2 under DeepSpeedZeroOptimizer."""
-        if self.stage not in (1, 2) or self.is_flat_bf16:
+        if self.stage not in (1, 2) or self.is_flat_bf16 or self.is_alone:
             return 0
         itemsize = FLOAT if self.stage == 1 else self.itemsize
         return self.bucket * itemsize * (1 + self.overlaps)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether gradients go to no other rank, and so into no bucket."""
+        return self.has_shortcuts and self.ranks == 1
 
     @property
     def keeps_bucket(self) -> bool:
@@ -81,9 +90,9 @@ class States:
         """Bytes an element of the gradients that come into being as a pass goes back."""
         if self.is_flat_bf16:
             return 0 if accumulates else self.itemsize
-        if self.stage == 0 and self.itemsize == FLOAT or (self.stage == 1):
-            return 0 if accumulates else FLOAT
-        return 0
+        grows = self.stage == 0 and self.itemsize == FLOAT
+        grows = grows or self.stage == 1 or (self.stage == 2 and self.is_alone)
+        return FLOAT if grows and not accumulates else 0
 
     def in_pass(self, accumulation: int) -> dict[str, int]:
         """In the last micro-batch, beside the activations."""
@@ -112,13 +121,17 @@ class States:
                 held["gradients"] += self.trained * self.itemsize
             held["buckets"] = (copy if self.ranks > 1 else 0) + self.bucket_in_pass
         elif self.stage == 2:
-            # The bucket, it flattened once more, and the same in fp32.
-            wide = 0 if self.itemsize == FLOAT else copy
-            held["buckets"] = 2 * self.bucket * self.itemsize + wide
+            # The bucket, in 16 bit the same in fp32, and without shortcuts flattened once more.
+            own = self.bucket * self.itemsize
+            held["buckets"] = own + (0 if self.itemsize == FLOAT else copy)
+            held["buckets"] += 0 if self.has_shortcuts else own
+            if self.is_alone:
+                held["buckets"] = 0
             held["gradients"] = 0 if self.offloads_optimizer else self.own_gradients
         else:
             held["gathered weights"] = self.gathered
-            held["buckets"] = held.get("buckets", 0) + copy + 2 * copy // self.ranks
+            if not self.is_alone:
+                held["buckets"] = held.get("buckets", 0) + copy + 2 * copy // self.ranks
         return held
 
     def at_update(self) -> dict[str, int]:
@@ -160,6 +173,8 @@ def count_states(config: RunConfig, *, ranks: int) -> States:
     stage = engine.zero_stage
     share = ranks if stage else 1
     zero = zero_settings(engine, num_parameters=elements)
+    is_offloaded = engine.offload_optimizer or engine.offload_parameters
+    has_shortcuts = not (is_offloaded or "zero_optimization" in engine.deepspeed)
     bucket = min(zero["reduce_bucket_size"], trained)
     steady = {
         "weights": elements * itemsize if stage < 3 else -(-elements // ranks) * itemsize,
@@ -171,9 +186,10 @@ def count_states(config: RunConfig, *, ranks: int) -> States:
     gathered = 0
     if stage == 3:
         steady["gradients"] = trained * FLOAT // ranks
-        steady["buckets"] = zero["reduce_bucket_size"] * FLOAT
-        limit = zero["stage3_max_live_parameters"] + zero["stage3_prefetch_bucket_size"]
-        gathered = min(elements, limit) * itemsize
+        if not (has_shortcuts and ranks == 1):
+            steady["buckets"] = zero["reduce_bucket_size"] * FLOAT
+            limit = zero["stage3_max_live_parameters"] + zero["stage3_prefetch_bucket_size"]
+            gathered = min(elements, limit) * itemsize
     on_host: dict[str, int] = {}
     if engine.offload_optimizer:
         moved = ["masters", "optimizer", "average", "zeros"]
@@ -194,6 +210,7 @@ def count_states(config: RunConfig, *, ranks: int) -> States:
         bucket=bucket,
         on_host=on_host,
         offloads_optimizer=engine.offload_optimizer,
+        has_shortcuts=has_shortcuts,
         overlaps=bool(zero["overlap_comm"]),
     )
 
