@@ -101,7 +101,7 @@ def kind_of(name: str) -> ParameterKind:
 
 
 @torch.no_grad()
-def _fill(toy: Toy, whole: Toy) -> None:
+def fill(toy: Toy, whole: Toy) -> None:
     for parameter, value in zip(toy.parameters(), whole.parameters(), strict=True):
         with gathered(parameter):
             parameter.copy_(value)
@@ -137,7 +137,7 @@ def build(
     with parameter_context(config, plan, CPU):
         toy = Toy(seed)
     if (setup.stage, setup.precision) == (3, "bf16"):
-        _fill(toy, Toy(seed))  # there the draws are of bf16
+        fill(toy, Toy(seed))  # there the draws are of bf16
     for name, parameter in toy.named_parameters() if prune else ():
         with gathered(parameter), torch.no_grad():
             parameter.copy_(prune(name, parameter))

@@ -202,7 +202,12 @@ class Engine:
             # Stage 0 in fp32: torch's own optimizer, for which DeepSpeed has no norm, and skips no
             # step whose gradient is not finite. Its own optimizers ask the host for that in every
             # step, which waits there until the device has done the backward pass.
-            parameters = (parameter for _, parameter in self.trained_parameters())
+            parameters = [parameter for _, parameter in self.trained_parameters()]
+            for parameter in parameters:
+                if parameter.grad is None:
+                    # No micro-batch used it. Several ranks have zeros there by DeepSpeed, and an
+                    # optimizer goes on by its momentum then, instead of leaving it out.
+                    parameter.grad = torch.zeros_like(parameter)
             max_norm = self.config.optimizer.clip_norm
             norm = clip_gradients(self.deepspeed, parameters, max_norm=max_norm)
             is_skipped = ~torch.isfinite(norm)
@@ -210,6 +215,7 @@ class Engine:
                 self.deepspeed.step()
         else:
             self.deepspeed.step()
+            self._clear_kept()
             norm = self.deepspeed.get_global_grad_norm()
             is_skipped = float(self.deepspeed.skipped_steps > skipped_before)
         unscaled = scalar(norm, self.device) / self._norm_scale(scale_before)
@@ -223,12 +229,30 @@ class Engine:
         while self.before_update:
             self.before_update.pop()()
 
+    def _clear_kept(self) -> None:
+        """Clear the gradients that DeepSpeed 0.19.8 leaves for the next step to overwrite: at ZeRO
+        3 all (stage3.py, partition_grads), offloaded those of the masters, and of micro-batches
+        (stage_1_and_2.py, async_accumulate_grad_in_cpu_via_gpu). Of a parameter that the next step,
+        or its first micro-batch, does not use, the old one would be applied again.
+        """
+        outer = self.deepspeed.optimizer
+        if self.config.zero_stage == 3:
+            outer.grad_partitions_flat_buffer.zero_()
+        if self.config.offload_optimizer:
+            is_dealt = self.config.zero_stage == 3
+            masters = (
+                "fp32_partitioned_groups_flat" if is_dealt else "single_partition_of_fp32_groups"
+            )
+            kept = [master.grad for master in getattr(outer, masters) if master.grad is not None]
+            for gradient in (*kept, *getattr(outer, "accumulated_grads_in_cpu", {}).values()):
+                gradient.zero_()
+
     def discard_gradient(self) -> None:
         """Forget what was accumulated since the last update, if anything was."""
         outer = self.deepspeed.optimizer
         outer.zero_grad(set_to_none=True)
-        # DeepSpeed 0.19.8 clears what follows in step() alone, and differently at each stage. A
-        # gradient of micro-batch 0 overwrites what its buffers hold.
+        self._clear_kept()
+        # DeepSpeed 0.19.8 clears what follows in step() alone, and differently at each stage.
         if hasattr(outer, "micro_step_id"):
             outer.micro_step_id = 0 if self.config.zero_stage == 3 else -1
         for sums in ("averaged_gradients", "all_grad_tensors"):

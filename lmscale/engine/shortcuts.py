@@ -140,8 +140,8 @@ def _accumulate_parts(outer: Any) -> None:
 
 def _lend_gradients(outer: Any, group: int) -> None:
     """stage3.py, _prepare_fp32_grad_for_sub_group: the parts of a group's gradients lie one behind
-    the other, as its masters do; there they are copied to be so once more. The next step's first
-    micro-batch overwrites them.
+    the other, as its masters do; there they are copied to be so once more. Clipping scales them in
+    their place, and ``Engine.update`` clears them.
     """
     parts, master = outer.averaged_gradients[group], outer.fp32_partitioned_groups_flat[group]
     first = parts[0]

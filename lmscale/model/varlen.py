@@ -19,6 +19,10 @@ MIN_SLOTS = 64  # then powers of two: few shapes for compiled blocks and CUDA gr
 DTYPES = (torch.float16, torch.bfloat16)
 MAX_HEAD_WIDTH = 256
 FLASH_CAPABILITY = (8, 0)  # Ampere, of torch's flash kernels
+# Where the backward pass of heads of 200 to 224 has too little shared memory; SDPA takes other
+# kernels there (torch 2.13, sdp_utils.cpp: "head_dim_gt192_constraints_on_sm86_89_or_120").
+SMALL_CAPABILITIES = ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1))
+SMALL_MISSES = range(193, 225)
 _MODULE = "torch.nn.attention.varlen"
 
 
@@ -97,7 +101,10 @@ def attend_packed(q_BHTV: Tensor, k_BKTV: Tensor, v_BKTV: Tensor, packed: Packed
 def can_pack(*, device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     """Whether flash attention's kernels for cut sequences do such heads on this device."""
     fits = dtype in DTYPES and head_width % 8 == 0 and head_width <= MAX_HEAD_WIDTH
-    return fits and device.type == "cuda" and _has_kernels(device.index) and has_interface()
+    if not fits or device.type != "cuda" or not _has_kernels(device.index):
+        return False
+    is_small = torch.cuda.get_device_capability(device.index) in SMALL_CAPABILITIES
+    return has_interface() and not (is_small and head_width in SMALL_MISSES)
 
 
 @functools.cache
