@@ -15,6 +15,7 @@ _BATCH = (
     "× gradient accumulation steps × ranks, and batch.micro_windows is the most of a micro-batch; "
     "the accumulation follows"
 )
+ACCUMULATION = _BATCH  # of a count of accumulation steps, wherever it stands
 _MICRO = (
     *("micro_batch_size", "train_micro_batch_size_per_gpu", "per_device_train_batch_size"),  # M D H
     *("per_gpu_train_batch_size", "device_train_microbatch_size", "local_batch_size"),  # H F T
@@ -22,7 +23,7 @@ _MICRO = (
 )
 _ACCUMULATION = (
     *("gradient_accumulation_steps", "gradient_accumulation", "grad_accum_steps"),  # H N D G
-    *("accumulate_grad_batches", "accumulation_steps"),
+    *("accumulate_grad_batches", "accumulation_steps", "gas"),
 )
 _GLOBAL = (
     "Here this is batch.global_windows, in windows (sequences) over all ranks. OLMo-core's, which "
@@ -35,20 +36,20 @@ _WARMUP = "Here this is engine.schedule.warmup_steps, in steps: the fraction × 
 _FLOOR = "Here this is engine.schedule.final_ratio, relative to engine.optimizer.lr: min_lr / lr"
 _PRECISION = "Here this is engine.precision: bf16, fp16 or fp32"
 _BETAS = "Here this is engine.optimizer.betas: [BETA1, BETA2]"
-_RAW = (
+RAW = (
     "Raw files are corpus.sources.NAME.inputs here; what is trained on is stream.sources.NAME."
     "shards, a folder of lmscale shards build (docs/your-own-text.md)"
 )
-_TOKENIZER = (
+TOKENIZER = (
     "Here this is tokenizer.folder, which lmscale tokenizer train fills; lmscale tokenizer import "
     "takes another program's tokenizer"
 )
-_RESUME = (
+RESUME = (
     "Nothing needs to be set: a run goes on from the newest sound checkpoint of its folder "
     "(run.folder) when the same command is given again. To begin with another run's weights: "
     "run.init_from"
 )
-_SAVE = "Here this is checkpoint.folder, by default RUN/checkpoints; the run's own is run.folder"
+SAVE = "Here this is checkpoint.folder, by default RUN/checkpoints; the run's own is run.folder"
 _EPOCHS = (
     "Here a run is train.steps steps long; lmscale stream show CONFIG prints how many epochs they "
     "make of every source"
@@ -57,7 +58,7 @@ _TOKENS = (
     "Here a run is train.steps steps long: the tokens / (batch.global_windows × "
     "stream.sequence_length)"
 )
-_MODEL_PARALLEL = (
+MODEL_PARALLEL = (
     "lmscale splits a model's states by engine.zero_stage alone, and has no tensor, pipeline, "
     "context or expert parallelism; leave it out"
 )
@@ -127,6 +128,7 @@ ELSEWHERE: Mapping[str, str] = {
     "model.vocab_size",
     **dict.fromkeys(
         ("gradient_checkpointing", "activation_checkpointing", "checkpoint_activations")
+        + ("checkpoint_num_layers",)
         + ("recompute_granularity", "recompute_activations", "ac_config"),
         "Here this is model.activation_checkpoint_every: 1 recomputes every block",
     ),
@@ -166,6 +168,14 @@ ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(
         ("lr_min", "alpha_f", "min_lr_factor", "min_lr_ratio", "min_lr_rate"),
         "engine.schedule.final_ratio",
+    ),
+    "train_data_weights": "stream.sources.NAME.weight",
+    "init_method": "Here this is model.init_std, of a normal distribution",
+    "wall_clock_breakdown": "Here this is lmscale launch local CONFIG --profile A:B",
+    **dict.fromkeys(
+        ("bias_gelu_fusion", "bias_dropout_fusion", "rope_fusion", "layernorm_fusion")
+        + ("masked_softmax_fusion", "scaled_upper_triang_masked_softmax_fusion"),
+        "Here kernels are fused by engine.compile",
     ),
     "decay_lr": "Here this is engine.schedule.kind: constant never decays",
     **dict.fromkeys(("bf16", "fp16", "bfloat16", "mixed_precision", "dtype", "amp"), _PRECISION),
@@ -222,9 +232,9 @@ ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(
         ("load_best_model_at_end", "metric_for_best_model"), "checkpoint.keep_best.metric"
     ),
-    **dict.fromkeys(("save", "save_dir", "save_folder", "checkpoint_dir"), _SAVE),
+    **dict.fromkeys(("save", "save_dir", "save_folder", "checkpoint_dir"), SAVE),
     **dict.fromkeys(("output_dir", "out_dir", "dump_folder"), "run.folder"),
-    **dict.fromkeys(("load", "resume", "resume_from_checkpoint", "autoresume"), _RESUME),
+    **dict.fromkeys(("load", "resume", "resume_from_checkpoint", "autoresume"), RESUME),
     **dict.fromkeys(
         ("load_path", "load_dir", "initial_load_path", "pretrained_checkpoint")
         + ("pretrained", "model_name_or_path", "finetune"),
@@ -236,13 +246,13 @@ ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(
         ("tokenizer_path", "tokenizer_model", "tokenizer_name", "tokenizer_name_or_path")
         + ("tokenizer_type", "hf_assets_path", "vocab_file", "merge_file"),
-        _TOKENIZER,
+        TOKENIZER,
     ),
     **dict.fromkeys(
         ("data_path", "train_data_path", "train_data_paths", "dataset", "dataset_path")
         + ("dataset_name", "data", "data_dir", "data_local", "data_remote", "data_paths")
-        + ("train_file", "train_files", "train_dataset", "train_loader", "paths"),
-        _RAW,
+        + ("train_file", "train_files", "data_impl", "train_dataset", "train_loader", "paths"),
+        RAW,
     ),
     **dict.fromkeys(
         ("valid_data_path", "valid_data_paths", "validation_file", "eval_dataset", "eval_loader"),
@@ -266,8 +276,9 @@ ELSEWHERE: Mapping[str, str] = {
         ("tensor_model_parallel_size", "pipeline_model_parallel_size", "model_parallel_size")
         + ("pipe_parallel_size", "context_parallel_size", "expert_model_parallel_size")
         + ("tensor_parallel_degree", "pipeline_parallel_degree", "context_parallel_degree")
+        + ("partition_activations", "output_layer_parallelism", "enable_async_tensor_parallel")
         + ("expert_parallel_degree", "sequence_parallel", "tp_config", "pp_config", "num_experts"),
-        _MODEL_PARALLEL,
+        MODEL_PARALLEL,
     ),
     **dict.fromkeys(
         ("report_to", "use_wandb", "wandb_project", "wandb_log", "tensorboard_dir", "logging_dir")

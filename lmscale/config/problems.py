@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from lmscale.config.base import show
 from lmscale.config.elsewhere import describe_elsewhere
+from lmscale.config.elsewhere_sections import SECTIONS, describe_in_section, describe_section
 from lmscale.config.kinds import Kinds
 from lmscale.config.origin import Origin
 
@@ -56,6 +57,8 @@ def _describe(
     path = ".".join(str(part) for part in location)
     kind = problem["type"]
     if kind == "extra_forbidden":
+        if inside := _describe_inside(problem, origin, model, tree):
+            return inside
         keys = _known_keys(location[:-1], model, tree)
         owners = _describe_owners(location, model, tree)
         # At the top a key is rarely one of ours that slipped out of its section: others have theirs
@@ -100,9 +103,33 @@ def describe_unknown(key: str, valid_keys: Sequence[str], *, is_known: bool = Fa
     """The end of the message about a key that is not among the known ones. ``is_known``: of another
     section, so that it is no slip of a key here.
     """
-    near = [] if is_known else difflib.get_close_matches(key, valid_keys, n=1, cutoff=0.5)
+    # Of a short name half the letters are in many others: "name" in "norm_eps", "gas" in "guard".
+    cutoff = 0.7 if len(key) <= 8 else 0.6
+    near = difflib.get_close_matches(key, valid_keys, n=1, cutoff=cutoff)
+    near = [] if is_known else near or [each for each in valid_keys if each.startswith(f"{key}_")]
     hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(valid_keys)}."
     return f"unknown key. {hint}"
+
+
+def _describe_inside(
+    problem: Mapping[str, Any], origin: Origin, model: type[BaseModel], tree: Mapping[str, Any]
+) -> str:
+    """A line for each key of a section that is another trainer's; "" for what is none."""
+    *above, key = problem["loc"]
+    value, name = problem["input"], str(key).lower()
+    if not isinstance(value, Mapping) or not value or "engine" not in model.model_fields:
+        return ""
+    if name not in SECTIONS and describe_elsewhere(str(key), value, {}, tree):
+        return ""  # one sentence answers all of it
+    known = _known_keys(above, model, tree)
+    if name not in SECTIONS and difflib.get_close_matches(str(key), known, n=1, cutoff=0.8):
+        return ""  # a slip of a section of ours
+    answers = list(describe_section((str(key),), value, tree, places(model)))
+    return "\n".join(
+        f"{origin.of((*above, *path))}: {'.'.join(map(str, (*above, *path)))}: unknown "
+        f"{'section' if len(path) == 1 else 'key'}. {sentence}"
+        for path, sentence in answers
+    )
 
 
 def _find_here(
@@ -121,6 +148,8 @@ def _find_here(
         for part in above:
             beside = beside.get(part) if isinstance(beside, Mapping) else None
         beside = beside if isinstance(beside, Mapping) else {}
+        if above and (said := describe_in_section(str(above[-1]), str(key))):
+            return said
         if said := describe_elsewhere(str(key), problem["input"], beside, tree):
             return said
     own = () if of_others_only else places(model).get(str(key), ())

@@ -6,6 +6,7 @@ import pytest
 
 from lmscale.config import RunConfig, parse_config
 from lmscale.config.elsewhere import ELSEWHERE
+from lmscale.config.elsewhere_sections import IN_SECTION, SECTIONS
 from lmscale.config.problems import places
 from lmscale.errors import ConfigError
 
@@ -28,9 +29,9 @@ def said_of(text, overrides=(), **more):
     return list(caught.value.problems)
 
 
-@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+@pytest.mark.parametrize("name", sorted(ELSEWHERE | IN_SECTION))
 def test_every_key_that_an_answer_names_is_one(name):
-    answer = ELSEWHERE[name]
+    answer = {**ELSEWHERE, **IN_SECTION}[name]
     assert " " in answer or answer in PLACES
     named = re.findall(r"\b[a-z_]+(?:\.(?:[a-z_]+|NAME))+", answer)
     assert {key for key in named if key.split(".")[0] in RunConfig.model_fields} <= PLACES
@@ -91,3 +92,53 @@ def test_a_key_of_a_sweep_is_blamed_on_the_sweep():
 def test_a_key_of_ours_at_the_top_is_sent_to_its_section():
     (said,) = said_of("run: {name: a}\nglobal_windows: 8")
     assert said.endswith(" It belongs below batch.")
+
+
+def test_a_section_of_ours_that_theirs_is_taken_for_is_one():
+    assert set(SECTIONS.values()) <= PLACES
+
+
+# As the examples of torchtitan, OLMo-core, llm-foundry and nanotron write them.
+THEIRS = {
+    "training: {seq_len: 8192, steps: 9}": ["training.seq_len stream.sequence_length"]
+    + ["training.steps train.steps"],
+    "lr_scheduler: {warmup_steps: 9}": ["lr_scheduler.warmup_steps engine.schedule.warmup_steps"],
+    "optimizer: {name: AdamW, lr: 3.0e-4}": ["optimizer.name engine.optimizer.kind"]
+    + ["optimizer.lr engine.optimizer.lr"],
+    "train_module: {optim: {lr: 1.0e-3}}": ["train_module.optim.lr engine.optimizer.lr"],
+    "model: {block: {feed_forward: {hidden_size: 9}}}": [
+        "model.block.feed_forward.hidden_size model.ffn_width"
+    ],
+    "optimizer: {learning_rate_scheduler: {lr_decay_steps: 13}}": [
+        "optimizer.learning_rate_scheduler.lr_decay_steps engine.schedule.decay_steps"
+    ],
+    "model: {name: llama3}": ["model.name model.family"],
+    "checkpoint: {interval: 500}": ["checkpoint.interval checkpoint.every_steps"],
+}
+
+
+@pytest.mark.parametrize("text", THEIRS)
+def test_the_keys_in_a_section_of_others_are_answered_one_by_one(text):
+    expected = [line.split() for line in THEIRS[text]]
+    assert said_of(f"run: {{name: a}}\n{text}\n") == [
+        f"c.yaml:2: {theirs}: unknown key. Here this is {ours}." for theirs, ours in expected
+    ]
+
+
+def test_the_key_of_an_option_in_a_section_of_others_is_answered():
+    (said,) = said_of("run: {name: a}", ["optim.learning_rate=1e-3"])
+    assert said.endswith(": optim.learning_rate: unknown key. Here this is engine.optimizer.lr.")
+
+
+def test_what_nothing_is_known_of_is_one_line_and_a_slip_is_a_slip():
+    assert said_of("run: {name: a}\ncomm: {a: 1, b: 2}\nmodle: {layers: 3}\n") == [
+        "c.yaml:2: comm: unknown section. Nothing here is called a, b; docs/configuration.md lists "
+        "what there is.",
+        "c.yaml:3: modle: unknown key. Did you mean model?",
+    ]
+
+
+@pytest.mark.parametrize("key", ["model.flavor", "model.norms_of", "gas", "model.name"])
+def test_half_the_letters_are_no_near_name(key):
+    (said,) = said_of("run: {name: a}", [f"{key}=1"])
+    assert "Did you mean" not in said
