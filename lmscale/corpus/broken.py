@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from lmscale.corpus.encodings import BYTE_ENCODINGS, HEAD_BYTES, guess_encoding
+from lmscale.corpus.encodings import BYTE_ENCODINGS, HEAD_BYTES, find_other_kind, guess_encoding
 from lmscale.corpus.text_files import read_pieces
 from lmscale.errors import LmscaleError
 from lmscale.files.found import FoundFile
@@ -58,6 +58,8 @@ def describe_encoding(file: FoundFile) -> str:
                 break
     except LmscaleError:
         return ""
+    if kind := find_other_kind(head):
+        return f"it is {kind} by its first bytes"
     name = guess_encoding(head)
     if name == "utf-8":
         return ""

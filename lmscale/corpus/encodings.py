@@ -9,6 +9,8 @@ HEAD_BYTES = 1 << 16
 # How a file begins that says its encoding; the longer one first.
 _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"}
 _MARKS |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8"}
+# How files begin that are no text, whatever they are named; what is packed is unpacked.
+_KINDS = {b"PK\x03\x04": "zip", b"PAR1": "Parquet", b"%PDF-": "PDF", b"ARROW1": "Arrow"}
 BYTE_ENCODINGS = ("cp1252", "latin-1")
 _MOST_NULS = 8  # in a few words of UTF-16 there are more
 DETECTED_BYTES = 4096  # of lines that are not ASCII: more does not make the detector surer
@@ -31,6 +33,12 @@ _CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")
 def find_mark(content: bytes) -> str | None:
     """The encoding that a file's first bytes say by a byte order mark."""
     return next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+
+
+def find_other_kind(content: bytes) -> str:
+    """``a zip file`` for the first bytes of one, or of another that is no text; "" for text."""
+    kind = next((kind for magic, kind in _KINDS.items() if content.startswith(magic)), "")
+    return f"a{'n' * (kind == 'Arrow')} {kind} file" if kind else ""
 
 
 def guess_encoding(content: bytes) -> str:

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from lmscale.corpus.encodings import decodes, guess_encoding
+from lmscale.corpus.encodings import decodes, find_other_kind, guess_encoding
 from lmscale.corpus.inputs import format_of
 from lmscale.corpus.page_encoding import TextEncoding, find_page_encoding
 from lmscale.corpus.text_files import Unpacked, cut_array, decode, missing_extra, read_pieces
 from lmscale.errors import DataError
 from lmscale.files.found import FoundFile
 from lmscale.files.redact import printable_name
+from lmscale.files.strangers import quote
 from lmscale.files.tar_members import BoundedMember
 
 Settings = tuple[tuple[str, str], ...]
@@ -25,6 +26,16 @@ Settings = tuple[tuple[str, str], ...]
 RECORDS = 20  # of a file, among whose keys the text is looked for
 SHOWN_CHARS = 60  # of a text that a person is to judge
 FILE_BYTES = 16 << 20  # of text that is read of a file
+
+SHOWN_FAULTS = 3  # lines of a file
+_JSON_WORDS: Mapping[type, str] = {
+    **dict.fromkeys((int, float), "a number"),
+    bool: "true or false",
+    str: "an empty text",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
 
 # The names under which text is published, the likelier first: of C4, The Pile, RedPajama and
 # Wikipedia "text"; of Common Crawl's and Wudao's "content"; of CLUECorpus and THUCNews "article".
@@ -45,6 +56,8 @@ def guess_settings(file: FoundFile) -> Settings:
         form = own["format"] = "text"
     if form in ("text", "html", "jsonl", "json"):
         head = read_head(file)
+        if kind := find_other_kind(head):
+            raise DataError(f"{file.shown}: is {kind} by its first bytes, and no text.")
         encoding = guess_encoding(head)
         page = find_page_encoding(head) if form == "html" else TextEncoding("utf-8")
         is_true = bool(page.declared) and decodes(head, page.name)
@@ -54,8 +67,7 @@ def guess_settings(file: FoundFile) -> Settings:
         records = list(islice(_records_of(file, form, own.get("encoding", "utf-8")), RECORDS))
         text_field = choose_field(records) if records else "text"
         if text_field is None:
-            keys = ", ".join(printable_name(str(key)) for key in list(records[0])[:8])
-            raise DataError(f"{file.shown}: no key holds text; its keys: {keys}.")
+            raise DataError(f"{file.shown}: {_describe_lack(file, form, own, records)}.")
         if text_field != "text":
             own["text_field"] = text_field
     return tuple(sorted(own.items()))
@@ -86,6 +98,39 @@ def _records_of(file: FoundFile, form: str, encoding: str) -> Iterator[Mapping[s
             yield from _objects(part for part in parts if part)
         except ValueError:  # the array goes on behind what was read
             return
+
+
+def _describe_lack(
+    file: FoundFile, form: str, own: Mapping[str, str], records: Sequence[Mapping[str, Any]]
+) -> str:
+    """Why no key is taken for the text's: which one holds some, and what else records hold."""
+    texts = Counter(key for record in records for key, value in record.items() if _is_text(value))
+    usual = next((name for name in FIELDS if name in texts), None)
+    if usual is None:
+        keys = ", ".join(printable_name(str(key)) for key in list(records[0])[:8])
+        return f"no key holds text; its keys: {keys}"
+    if form != "jsonl":
+        return f"the key {quote(usual)} holds text in {texts[usual]} of {len(records)} records"
+    faults: list[str] = []
+    num_lines = 0
+    text = "".join(islice(decode(read_pieces(file), own.get("encoding", "utf-8")), 2))
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip() or num_lines == RECORDS:
+            continue
+        num_lines += 1
+        record = next(_objects([line]), None)
+        if record is None:
+            faults.append(f"line {number} is no JSON object")
+        elif not _is_text(record.get(usual)):
+            held = _JSON_WORDS.get(type(record.get(usual)), "something else")
+            faults.append(f"line {number} {f'holds {held}' if usual in record else 'lacks it'}")
+    more = f" and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
+    found = f"the key {quote(usual)} holds text in {num_lines - len(faults)} of {num_lines} lines"
+    return f"{found}; {', '.join(faults[:SHOWN_FAULTS])}{more}"
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _objects(texts: Iterable[str]) -> Iterator[Mapping[str, Any]]:

@@ -38,6 +38,7 @@ from lmscale.files.strangers import quote
 # most of these.
 LOOKED_AT = 200
 FEW = 4  # files that are not worth a pattern of their own are fewer
+MOST_PROBLEMS = 20  # files that are told
 MOST_INPUTS = 1000  # lines of a configuration that a person may look through
 ALL_BYTES = 64 << 20  # and of all of them
 SAMPLE_CHARS = 2 << 20
@@ -149,13 +150,25 @@ def _guess_all(files: Mapping[str, FoundFile]) -> tuple[dict[str, Settings], lis
         places.setdefault(_ending_of(files[place]), []).append(place)
     settings: dict[str, Settings] = {}
     notes: list[str] = []
+    problems: list[str] = []
     for alike in places.values():
         step = max(1, len(alike) // LOOKED_AT)
-        looked_at = {place: guess_settings(files[place]) for place in alike[::step]}
+        looked_at: dict[str, Settings] = {}
+        for place in alike[::step]:
+            try:
+                looked_at[place] = guess_settings(files[place])
+            except DataError as error:
+                problems += error.problems
+        if not looked_at:
+            continue
         looked_at, told = vote_encodings(looked_at, files)
         notes += told
         most, _ = Counter(looked_at.values()).most_common(1)[0]
         settings |= {place: looked_at.get(place, most) for place in alike}
+    if problems:
+        more = len(problems) - MOST_PROBLEMS
+        told = problems[:MOST_PROBLEMS] + [f"{count_of(more, 'more file')} like these."][: more > 0]
+        raise DataError(told)
     return settings, notes
 
 

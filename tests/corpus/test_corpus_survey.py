@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmscale.config import parse_config
+from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus import survey, text_files
 from lmscale.corpus.build import build_corpus
 from lmscale.corpus.documents import load_corpus_manifest
@@ -209,6 +210,34 @@ def test_a_file_without_a_known_ending_is_text_if_it_was_named_and_holds_text(tm
     assert survey_files([file]).inputs == ({"files": file, "format": "text"},)
     with pytest.raises(DataError, match="no file that can be read"):
         survey_files([f"{tmp_path}/image.raw"])
+
+
+def test_files_of_which_few_lines_hold_text_are_told_together_with_what_the_others_hold(tmp_path):
+    lines = ['{"text": "good"}', '{"text": 5}', "", '{"text": null}', "oops", '{"id": 1}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": ENGLISH}))
+    with pytest.raises(DataError) as caught:
+        survey_files([f"{tmp_path}/*.jsonl"])
+    assert list(caught.value.problems) == [
+        f"{tmp_path}/a.jsonl: the key 'text' holds text in 1 of 5 lines; line 2 holds a number, "
+        "line 4 holds null, line 5 is no JSON object and 1 more.",
+        f"{tmp_path}/b.jsonl: no key holds text; its keys: n.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("head", "what"), [(b"PK\x03\x04", "a zip"), (b"PAR1", "a Parquet"), (b"%PDF-1.7", "a PDF")]
+)
+def test_a_file_of_another_kind_that_is_named_as_text_is_told_as_that(tmp_path, head, what):
+    (tmp_path / "a.txt").write_bytes(head + b"\xe9\xff\x80 " * 40)
+    with pytest.raises(DataError) as caught:
+        survey_files([f"{tmp_path}/a.txt"])
+    assert f"a.txt: is {what} file by its first bytes, and no text" in str(caught.value)
+    tree = {"folder": str(tmp_path / "corpus"), "sources": {"a": {"inputs": [f"{tmp_path}/a.txt"]}}}
+    with pytest.raises(DataError) as caught:
+        build_corpus(CorpusConfig.model_validate(tree), None, processes=1)
+    assert f"it is {what} file by its first bytes" in str(caught.value)
 
 
 def test_broken_records_are_counted_and_told(tmp_path):
