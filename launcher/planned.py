@@ -33,6 +33,8 @@ def check_plan(request: JobRequest, job: SlurmJob, findings: Findings) -> None:
                 findings.passed += quote_plan(config, machines[-1])
         except ConfigError as error:  # a family that cannot be planned is no reason to train none
             findings.warnings += [f"nothing is planned: {problem}" for problem in error.problems]
+        except Exception as error:  # nor is a mistake of the planner's own
+            findings.warnings += [f"nothing is planned, by a mistake of the planner: {error!r}"]
 
 
 def find_gpu(cluster: ClusterConfig) -> Device | None:

@@ -43,7 +43,8 @@ def list_rows(machine: Machine, step: Step, run: RunPlan) -> Iterator[tuple[str,
     yield "step", f"{show_seconds(step.seconds)}, bound by {step.bound_by}"
     yield from summarize(run, step)
     for law, nats, text, doubts in [*list_losses(run)][1:]:
-        yield "loss", f"{nats} by {law} ({text}): {doubts}"
+        said = f"{nats} by {law}" if nats else f"out of the range of {law}"
+        yield "loss", f"{said} ({text}): {doubts}"
     for name, share, tokens, epochs, worth in [*list_sources(run)][1:]:
         told = f"{epochs} epochs, worth {worth}" if worth else f"epochs not known: {epochs}"
         yield "source", f"{name}: {share}, {tokens} tokens; {told}"

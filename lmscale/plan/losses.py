@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022, table 3: at the best division of a budget
+# Beyond its range by this factor a law says nothing: a choice. Extrapolations of a decade are what
+# the papers themselves draw.
+FAR = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,7 @@ class Measured:
 
     source: str
     text: str
+    vocab_size: int
     parameters: tuple[float, float]
     tokens: tuple[float, float]
 
@@ -31,6 +35,16 @@ class Measured:
         ):
             if not low <= value <= high:
                 yield f"{value:.3g} {what} are outside its {low:.3g} to {high:.3g}"
+
+    def says(self, nats: float, parameters: float, tokens: float) -> float | None:
+        """The loss, or None where it means nothing: far outside the range, or outside it and worse
+        than a guess among all tokens.
+        """
+        ranges = ((parameters, self.parameters), (tokens, self.tokens))
+        is_far = any(not low / FAR <= value <= high * FAR for value, (low, high) in ranges)
+        is_guess = nats > math.log(self.vocab_size)
+        is_outside = any(self.describe_doubts(parameters, tokens))
+        return None if is_far or (is_guess and is_outside) else nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +89,7 @@ HOFFMANN = Law(
     measured=Measured(
         source="Hoffmann et al. 2022, approach 3, unrounded as Besiroglu et al. 2024 quote its TeX",
         text="MassiveText, a SentencePiece vocabulary of 32,000",
+        vocab_size=32_000,
         parameters=(70e6, 16e9),
         tokens=(5e9, 500e9),
     ),
@@ -98,6 +113,7 @@ MUENNIGHOFF = Law(
     measured=Measured(
         source="Muennighoff et al. 2023, appendix A",
         text="C4, GPT-2's vocabulary of 50,257",
+        vocab_size=50_257,
         parameters=(7e6, 9e9),
         tokens=(100e6, 900e9),
     ),
@@ -107,6 +123,7 @@ LAWS = (HOFFMANN, BESIROGLU, MUENNIGHOFF)
 KAPLAN = Measured(
     source="Kaplan et al. 2020, equation 1.5 with table 2",
     text="WebText2, GPT-2's vocabulary of 50,257",
+    vocab_size=50_257,
     parameters=(768, 1.5e9),
     tokens=(22e6, 23e9),
 )
@@ -127,7 +144,8 @@ class ExpectedLoss:
     """What a law says of a run."""
 
     law: str
-    nats_per_token: float
+    nats_per_token: float | None
+    """None where the law means nothing (``Measured.says``)."""
     best_parameters: float | None
     """Of a model that would make the most of the same FLOPs, by this law; None: it says nothing."""
     measured: Measured
@@ -143,7 +161,9 @@ def expect_losses(
     told = [
         ExpectedLoss(
             law=law.name,
-            nats_per_token=law.loss(parameters, effective_tokens),
+            nats_per_token=law.measured.says(
+                law.loss(parameters, effective_tokens), parameters, effective_tokens
+            ),
             best_parameters=law.best_parameters(6 * parameters * tokens),
             measured=law.measured,
             doubts=tuple(law.measured.describe_doubts(parameters, effective_tokens)),
@@ -152,7 +172,9 @@ def expect_losses(
     ]
     kaplan = ExpectedLoss(
         law="Kaplan",
-        nats_per_token=kaplan_loss(non_embedding, effective_tokens),
+        nats_per_token=KAPLAN.says(
+            kaplan_loss(non_embedding, effective_tokens), non_embedding, effective_tokens
+        ),
         best_parameters=None,
         measured=KAPLAN,
         doubts=tuple(KAPLAN.describe_doubts(non_embedding, effective_tokens)),

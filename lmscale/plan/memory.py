@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from lmscale.config import RunConfig
 from lmscale.plan.checkpoints import plan_checkpoint
@@ -108,10 +109,14 @@ def _activations(tape: Tape, states: States, *, accumulates: bool) -> dict[str, 
     """What the blocks keep, and what the loss adds to it at its worst."""
     whole = _play(tape, states, accumulates=accumulates)
     most = max(whole.forward_bytes, whole.growing_bytes)
-    body = [record for record in tape.records if record.name not in LOSS_RECORDS]
-    hidden = replace(tape, records=body)
-    blocks = min(max(play(hidden).kept_bytes, 0), most)
+    blocks = min(_kept_of_blocks(tape), most)
     return {"activations": blocks, "loss and backward": most - blocks}
+
+
+@lru_cache(maxsize=64)
+def _kept_of_blocks(tape: Tape) -> int:
+    body = [record for record in tape.records if record.name not in LOSS_RECORDS]
+    return max(play(replace(tape, records=body)).kept_bytes, 0)
 
 
 def _play(tape: Tape, states: States, *, accumulates: bool) -> Peaks:

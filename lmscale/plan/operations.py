@@ -7,8 +7,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from lmscale.config import RunConfig
 from lmscale.config.kinds import import_named
@@ -20,6 +21,9 @@ from lmscale.plan.parameters import ParameterShape, with_adapters
 from lmscale.plan.tape import FLOAT, Kind, Record, Tape
 
 _NUMBER = re.compile(r"\.\d+\.")
+# What a pass does not depend on, and advice varies.
+_BESIDE_PASSES = {"batch": True, "engine": {"zero_stage", "offload_optimizer"}}
+MOST_PASSES = 64  # that are kept, as advice asks for the same ones over and over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,24 @@ def find_frozen_names(config: RunConfig, shapes: Sequence[ParameterShape]) -> fr
 
 
 def write_pass(config: RunConfig, *, micro_windows: int, on_gpu: bool = True) -> Tape:
-    """A forward pass of one micro-batch and its loss, in training, on a ``Tape``."""
+    """A forward pass of one micro-batch and its loss, in training, on a ``Tape``, which is not to
+    be written to: whoever asks for an equal one gets the same.
+    """
+    key = config.model_dump_json(exclude=_BESIDE_PASSES)  # pyright: ignore[reportArgumentType]
+    return _write_pass(_Asked(key, config), micro_windows, on_gpu)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A configuration that is equal where its passes are."""
+
+    key: str
+    config: RunConfig = field(compare=False)
+
+
+@lru_cache(maxsize=MOST_PASSES)
+def _write_pass(asked: _Asked, micro_windows: int, on_gpu: bool) -> Tape:
+    config = asked.config
     model, reading = config.model, read_objective(config)
     family, shapes = find_family(model), list_parameters(config.model, config.sizes)
     precise = config.engine.precision == "fp32"
@@ -124,6 +145,7 @@ def list_operations(
     return summarize(write_pass(config, micro_windows=micro_windows, on_gpu=on_gpu))
 
 
+@lru_cache(maxsize=MOST_PASSES)
 def summarize(tape: Tape) -> tuple[Operation, ...]:
     """The operators of a tape, those of equal sizes in equal blocks as one."""
     groups: dict[tuple[object, ...], list[Record]] = {}

@@ -29,11 +29,11 @@ PUE = 1.1
 # NVIDIA DGX SuperPOD with H100, reference architecture, "Storage": the standard guideline for a
 # scalable unit of 32 nodes is 40 GB/s of reads and 20 GB/s of writes.
 READ_BYTES_PER_SECOND, WRITE_BYTES_PER_SECOND = 40e9 / 32, 20e9 / 32  # a node
-# From a device to pinned host memory: PCIe 4 with 16 lanes, of whose 31.5 GB/s copies reach about
-# 25; on a CPU a core's own copy.
-# A save also compares a hash of what the ranks hold alike, and drafts its manifest: as measured on
-# a run of 0.3M parameters on one CPU rank, of which nothing else takes time (docs/planning.md).
+# A save also compares a hash of what the ranks hold alike, and drafts its manifest. No source; --like
+# takes what a run has measured in its place (checkpoint/stopped_seconds).
 HELD_SECONDS = 0.1
+# From a device to pinned host memory: PCIe 4 with 16 lanes, of whose 31.5 GB/s copies reach about
+# 25; on a CPU a core's own copy, no source.
 COPY_BYTES_PER_SECOND, CPU_COPY_BYTES_PER_SECOND = 25e9, 5e9
 # Jiang et al. 2024 (MegaScale, section 6.3): detecting and diagnosing a failure took less than ten
 # minutes on average.
@@ -43,6 +43,9 @@ DOWN_SECONDS = 600.0
 START_SECONDS = 120.0
 # What an advised interval may cost over the best one, and the part of the time that it may write.
 TOLERANCE, WRITING_SHARE = 0.002, 0.1
+# What it may lose at most, where the best interval is shorter: few machines fail so seldom that the
+# tolerance alone would allow days, but runs also end by mistakes that no published rate counts.
+LONGEST_SECONDS = HOUR
 MOST_FAILURES = 40_000  # that are simulated of a run, in all repetitions together
 MOST_SAVES = 10_000  # that are simulated of a scale, be they over sooner
 SCALES = tuple(2**power for power in range(15))  # 1 to 16,384 devices
@@ -86,7 +89,9 @@ class Saves:
     best_steps: float
     """By Daly 2006; infinite where nothing fails."""
     advised_steps: float
-    """The most that cost hardly more than the best, and leave the storage time for others."""
+    """The most that cost hardly more than the best, are no more than an hour's or the best, and
+    leave the storage time for others.
+    """
     needed_bytes_per_second: float
     """That the storage must take in for a save to be over before the next one."""
 
@@ -203,6 +208,7 @@ def plan_saves(
     commit = commit if own.commit_seconds is None else own.commit_seconds
     load = checkpoint.bytes / read if own.load_seconds is None else own.load_seconds
     widest = find_widest_interval(save_seconds=held, mtbf_seconds=mtbf, tolerance=TOLERANCE)
+    widest = min(widest, max(LONGEST_SECONDS, best * step_seconds))
     return Saves(
         checkpoint=checkpoint,
         held_seconds=held,

@@ -109,9 +109,9 @@ class Record:
         return any(array.needs_gradient for array in self.outputs)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Tape:
-    """The operators of one pass, in their order."""
+    """The operators of one pass, in their order. Equal to itself alone, as caches take it."""
 
     itemsize: int  # of weights and activations
     on_gpu: bool
@@ -165,7 +165,9 @@ class Tape:
 
     def add(self, record: Record) -> None:
         """Write an operator down."""
-        self.records.append(replace(record, region=self._region))
+        if self._region is not None:
+            record = replace(record, region=self._region)
+        self.records.append(record)
 
     def split(self, name: str, array: Array, shapes: Sequence[Sequence[int]]) -> list[Array]:
         """Views of parts of a tensor, whose gradients are put together in the backward pass."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from lmscale.plan.tape import FLOAT, Record, Tape
 
@@ -29,6 +30,7 @@ class Peaks:
         return max(self.forward_bytes, self.backward_bytes)
 
 
+@lru_cache(maxsize=64)
 def play(tape: Tape, *, gradient_itemsize: int = FLOAT, first_gradient_bytes: int = 0) -> Peaks:
     """Play a pass. ``gradient_itemsize``: bytes of an element of the weights' gradients, for
     ``growing_bytes``, which ``first_gradient_bytes`` are added to as soon as there is one.

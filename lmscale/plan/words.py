@@ -35,12 +35,11 @@ def summarize(run: RunPlan, step: Step) -> Iterator[tuple[str, str]]:
         f"for the {saves.checkpoint.kept} that are there at once",
     )
     interval = show_seconds(saves.every_steps * run.step_seconds)
-    yield (
-        "saves",
-        f"every {saves.every_steps:,} steps ({interval}); "
-        f"{_show_steps(saves.best_steps, run.steps)} lose least, "
-        f"{_show_steps(saves.advised_steps, run.steps)} are about as good",
-    )
+    told = f"every {saves.every_steps:,} steps ({interval}); "
+    told += f"{_show_steps(saves.best_steps, run.steps)} lose least"
+    if saves.advised_steps > 1.1 * saves.best_steps:
+        told += f", {_show_steps(saves.advised_steps, run.steps)} are about as good"
+    yield "saves", told
 
 
 def list_goodput(run: RunPlan) -> Iterator[tuple[str, str]]:
@@ -55,7 +54,8 @@ def list_losses(run: RunPlan) -> Iterator[tuple[str, str, str, str]]:
     yield "law", "nats per token", "measured on", "here"
     for each in run.losses:
         said = "; ".join(each.doubts) or "within its range"
-        yield each.law, f"{each.nats_per_token:.3f}", each.measured.text, said
+        nats = "" if each.nats_per_token is None else f"{each.nats_per_token:.3f}"
+        yield each.law, nats, each.measured.text, said
 
 
 def list_sources(run: RunPlan) -> Iterator[tuple[str, str, str, str, str]]:

@@ -58,6 +58,9 @@ def plan_figures(config: RunConfig, ranks: Ranks, device: torch.device) -> Plann
     except LmscaleError as error:
         logger.debug("no plan beside the figures: %s", error)
         return None
+    except Exception as error:  # a mistake of the planner's own must not stop a training
+        logger.warning("no plan beside the figures, by a mistake of the planner: %r", error)
+        return None
     return Planned(
         positions_per_second=step.tokens_per_second,
         memory_bytes=memory.allocated_bytes,

@@ -71,6 +71,14 @@ def test_a_law_says_where_it_was_never_measured():
     assert doubts["Kaplan"] == ()
 
 
+def test_a_law_says_nothing_far_out_of_its_range_nor_more_than_a_guess():
+    told = expect_losses(parameters=3e5, non_embedding=1e5, tokens=1e6, effective_tokens=1e6)
+    assert {each.nats_per_token for each in told if each.law != "Kaplan"} == {None}
+    assert HOFFMANN.measured.says(10.4, 69e6, 6e9) is None  # log 32,000 is 10.37
+    assert HOFFMANN.measured.says(10.3, 69e6, 6e9) == 10.3
+    assert HOFFMANN.measured.says(2.0, 1e9, 5.1e12) is None
+
+
 @given(different=st.floats(1e3, 1e12), epochs=st.floats(0.01, 500))
 def test_repeated_tokens_are_worth_less_than_new_ones_and_never_nothing(
     different: float, epochs: float
