@@ -9,7 +9,7 @@ from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ConfigError
 from lmscale.plan.devices import Device, Machine, find_device, plan_machine
 from lmscale.plan.memory import check_fits
-from lmscale.plan.quote import advise_fit, quote_plan
+from lmscale.plan.quote import advise_fit, describe_unplanned, quote_plan
 
 
 def check_plan(request: JobRequest, job: SlurmJob, findings: Findings) -> None:
@@ -28,7 +28,11 @@ def check_plan(request: JobRequest, job: SlurmJob, findings: Findings) -> None:
     for config in request.runs:
         try:
             if why := check_fits(config, machines[0]):
-                told.append(_refuse(config, machines[0], why, ignored=request.ignores_plan))
+                unplanned = [*describe_unplanned(config, machines[0])]
+                findings.warnings += unplanned  # by which it may fit all the same
+                (findings.warnings if unplanned else told).append(
+                    _refuse(config, machines[0], why, ignored=request.ignores_plan)
+                )
             elif config is request.runs[0]:
                 findings.passed += quote_plan(config, machines[-1])
         except ConfigError as error:  # a family that cannot be planned is no reason to train none

@@ -33,6 +33,7 @@ from lmscale.cli.plan_options import (
 )
 from lmscale.config import load_config
 from lmscale.config.load import blaming
+from lmscale.errors import ConfigError
 from lmscale.files.printing import say
 
 DEFAULT = "show"
@@ -82,9 +83,12 @@ def show(
     from lmscale.cli.plan_memory import advice_to_json, list_advice, list_memory, memory_to_json
     from lmscale.cli.plan_run import choose_machine, list_rows, to_json, write_page
     from lmscale.plan.own_constants import read_constants
+    from lmscale.plan.quote import describe_unplanned
     from lmscale.plan.run import RunOptions, plan_run
     from lmscale.plan.speed import plan_step
 
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ConfigError(f"--html {html}: there is no folder {html.absolute().parent}.")
     loaded = load_config(config, set_ or ())
     machine = choose_machine(gpu, nodes=nodes, devices_per_node=gpus_per_node)
     with blaming(set_ or ()):
@@ -115,4 +119,4 @@ def show(
         say(render_line(name, text))
     for name, text in (*list_memory(loaded, machine), *list_advice(loaded, machine)):
         say(render_line(name, text))
-    print_warnings(run.doubts)
+    print_warnings([*run.doubts, *describe_unplanned(loaded, machine)])

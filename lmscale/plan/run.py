@@ -29,8 +29,8 @@ PUE = 1.1
 # NVIDIA DGX SuperPOD with H100, reference architecture, "Storage": the standard guideline for a
 # scalable unit of 32 nodes is 40 GB/s of reads and 20 GB/s of writes.
 READ_BYTES_PER_SECOND, WRITE_BYTES_PER_SECOND = 40e9 / 32, 20e9 / 32  # a node
-# A save also compares a hash of what the ranks hold alike, and drafts its manifest. No source; --like
-# takes what a run has measured in its place (checkpoint/stopped_seconds).
+# A save also compares a hash of what the ranks hold alike, and drafts its manifest. No source;
+# --like takes what a run has measured in its place (checkpoint/stopped_seconds).
 HELD_SECONDS = 0.1
 # From a device to pinned host memory: PCIe 4 with 16 lanes, of whose 31.5 GB/s copies reach about
 # 25; on a CPU a core's own copy, no source.

@@ -13,8 +13,10 @@ from lmscale.config.assets import find_assets
 from lmscale.plan.checkpoints import plan_checkpoint
 from lmscale.plan.devices import find_device, plan_machine
 from lmscale.plan.failures import HOUR, LLAMA_3
+from lmscale.plan.memory import plan_memory
 from lmscale.plan.own_constants import Constants, count_failures, read_constants
-from lmscale.plan.run import PUE, RunOptions, plan_run, plan_scales
+from lmscale.plan.quote import describe_unplanned
+from lmscale.plan.run import PUE, RunOptions, plan_run, plan_saves, plan_scales
 
 H100 = find_device("h100-80gb")
 
@@ -98,6 +100,33 @@ def test_an_interval_that_loses_steps_is_named_with_a_better_one():
     (said,) = [doubt for doubt in plan.doubts if "every_steps" in doubt]
     assert said.startswith("checkpoint.every_steps = 20000: with ")
     assert plan.saves.mtbf_seconds == pytest.approx(LLAMA_3.node_mtbf_seconds / 512)
+
+
+def test_no_interval_beyond_an_hour_is_advised_where_machines_hardly_fail():
+    machine = plan_machine(H100, nodes=1, devices_per_node=8)
+    saves = plan_saves(gpt2(), machine, step_seconds=0.2, options=RunOptions())
+    assert saves.best_steps * 0.2 < HOUR
+    assert saves.advised_steps * 0.2 == pytest.approx(HOUR)
+    rare = RunOptions(node_mtbf_seconds=1000 * LLAMA_3.node_mtbf_seconds)
+    seldom = plan_saves(gpt2(), machine, step_seconds=0.2, options=rare)
+    assert seldom.advised_steps == pytest.approx(seldom.best_steps)
+
+
+def test_settings_that_the_plan_does_not_know_are_named():
+    machine = plan_machine(H100, nodes=1, devices_per_node=8)
+    assert not [*describe_unplanned(gpt2(), machine)]
+    config = gpt2(engine__compile=True, engine__activation_memory_budget=0.5)
+    [told] = describe_unplanned(config, machine)
+    assert "engine.activation_memory_budget = 0.5 is not planned" in told
+
+
+def test_attention_that_is_asked_for_is_planned_as_it_runs():
+    machine = plan_machine(H100, nodes=1, devices_per_node=8)
+    auto, flex, dense = (
+        plan_memory(gpt2(model__attention=kind, stream__mask_documents=True), machine).total_bytes
+        for kind in ("auto", "flex", "sdpa")
+    )
+    assert auto == flex < dense
 
 
 def test_slow_storage_is_named_where_steps_would_wait_for_it():

@@ -239,7 +239,7 @@ def _backend(config: DecoderConfig, batch: Batch, *, on_gpu: bool, dropped: floa
     if not (batch.masks_documents or any(config.layer_windows) or is_capped or is_cut):
         return "causal"
     can_flex = on_gpu and dropped == 0 and config.resolved_head_width >= FLEX_MIN_HEAD_WIDTH
-    return "flex" if can_flex and config.attention == "auto" and not is_cut else "dense"
+    return "flex" if can_flex and config.attention != "sdpa" and not is_cut else "dense"
 
 
 def begins_anew(name: str) -> bool:

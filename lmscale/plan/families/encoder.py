@@ -138,7 +138,7 @@ def _see(tape: Tape, config: EncoderConfig, batch: Batch, window: int) -> Visibl
     """What ``Encoder.lay_out`` chooses: never causal, as padding may be hidden."""
     length = batch.length
     pairs = float(min(2 * window - 1, length) if window else length)
-    can_flex = tape.on_gpu and config.dropout == 0 and config.attention == "auto"
+    can_flex = tape.on_gpu and config.dropout == 0 and config.attention != "sdpa"
     if can_flex and config.resolved_head_width >= FLEX_MIN_HEAD_WIDTH:
         return Visible(backend="flex", pairs=pairs)
     mask = tape.new((batch.windows, 1, length, length), itemsize=1)
