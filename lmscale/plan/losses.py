@@ -23,9 +23,9 @@ class Measured:
 
     source: str
     text: str
-    vocab_size: int
     parameters: tuple[float, float]
     tokens: tuple[float, float]
+    vocab_size: int | None = None
 
     def describe_doubts(self, parameters: float, tokens: float) -> Iterator[str]:
         """Where the law is asked for what nobody has measured it at."""
@@ -42,7 +42,7 @@ class Measured:
         """
         ranges = ((parameters, self.parameters), (tokens, self.tokens))
         is_far = any(not low / FAR <= value <= high * FAR for value, (low, high) in ranges)
-        is_guess = nats > math.log(self.vocab_size)
+        is_guess = self.vocab_size is not None and nats > math.log(self.vocab_size)
         is_outside = any(self.describe_doubts(parameters, tokens))
         return None if is_far or (is_guess and is_outside) else nats
 
