@@ -119,7 +119,12 @@ def read_text(path: Path) -> str:
         near = _find_near(path)
         hint = f" Did you mean {printable_name(str(near))}?" if near else ""
         raise ConfigError(f"{path}: there is no such configuration file.{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ConfigError(
+            f"{path}: is not UTF-8: byte {error.start + 1} is 0x{byte:02X}. Save it as UTF-8."
+        ) from None
+    except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 

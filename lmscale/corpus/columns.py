@@ -34,7 +34,9 @@ def open_table(file: RawFile) -> Iterator[pyarrow.parquet.ParquetFile]:
         with file.open(is_random=True) as raw, pyarrow.parquet.ParquetFile(raw) as table:
             yield table
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{file.shown}: cannot be read as Parquet: {error}.") from None
+        raise DataError(
+            f"{file.shown}: cannot be read as Parquet: {str(error).rstrip('.')}."
+        ) from None
 
 
 def choose_columns(

@@ -155,7 +155,9 @@ def _rows_of(file: FoundFile) -> Iterator[Mapping[str, Any]]:
                 yield from batch.to_pylist()
                 return
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file.shown}: cannot be read as Parquet: {error}.") from None
+        raise DataError(
+            f"{file.shown}: cannot be read as Parquet: {str(error).rstrip('.')}."
+        ) from None
 
 
 def choose_field(records: Sequence[Mapping[str, Any]]) -> str | None:

@@ -168,15 +168,24 @@ def test_what_cannot_work_is_refused_in_words(text, words):
     assert any(words in problem for problem in problems_of(text))
 
 
+@pytest.mark.parametrize(
+    ("encoding", "byte"),
+    [("utf-16", "1 is 0xFF"), ("gb18030", "13 is 0xD6"), ("latin-1", "13 is 0xE4")],
+)
+def test_a_file_that_is_not_utf_8_is_to_be_saved_as_that(tmp_path, encoding, byte):
+    path = tmp_path / "c.yaml"
+    name = "ä" if encoding == "latin-1" else "中文"
+    path.write_bytes(f"run: {{name: {name}}}".encode(encoding))
+    with pytest.raises(ConfigError, match=f"is not UTF-8: byte {byte}.*Save it as UTF-8"):
+        load_config(path)
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     missing = tmp_path / "none.yaml"
     with pytest.raises(ConfigError, match=f"{missing}: there is no such configuration file"):
         load_config(missing)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path)
-    (tmp_path / "latin.yaml").write_bytes("run: {name: ä}".encode("latin-1"))
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_config(tmp_path / "latin.yaml")
 
 
 def test_scientific_notation_without_a_dot_is_a_number_and_text_stays_text():
