@@ -28,10 +28,10 @@ def check_plan(request: JobRequest, job: SlurmJob, findings: Findings) -> None:
     for config in request.runs:
         try:
             if why := check_fits(config, machines[0]):
-                unplanned = [*describe_unplanned(config, machines[0])]
-                findings.warnings += unplanned  # by which it may fit all the same
-                (findings.warnings if unplanned else told).append(
-                    _refuse(config, machines[0], why, ignored=request.ignores_plan)
+                findings.warnings += describe_unplanned(config, machines[0])
+                may_fit = config.engine.activation_memory_budget < 1  # holds less than planned
+                (findings.warnings if may_fit else told).append(
+                    _refuse(config, machines[0], why, ignored=may_fit or request.ignores_plan)
                 )
             elif config is request.runs[0]:
                 findings.passed += quote_plan(config, machines[-1])
