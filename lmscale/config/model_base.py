@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -109,8 +109,10 @@ def find_head_problems(width: int, heads: int, head_width: int | None) -> Iterat
         )
 
 
-def find_recompute_problems(model: ModelConfig, *, compiles: bool, budget: float) -> Iterator[str]:
-    """What does not go together of ``model``'s recomputation and ``engine``'s settings."""
+def find_recompute_problems(config: Any) -> Iterator[str]:
+    """What does not go together of a run's ``model``'s recomputation and ``engine``'s settings."""
+    model, compiles = config.model, config.engine.compile
+    budget = config.engine.activation_memory_budget
     every = getattr(model, "activation_checkpoint_every", 0)
     saves = getattr(model, "activation_checkpoint_saves", "nothing")
     if saves != "nothing" and not every:

@@ -17,6 +17,7 @@ from lmscale.config.data import (
     TokenizerConfig,
     WindowShape,
 )
+from lmscale.config.deepspeed import find_override_problems
 from lmscale.config.export import ExportConfig
 from lmscale.config.kinds import Ability
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
@@ -156,10 +157,6 @@ class RunConfig(Section):
         if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):
             yield problem
 
-    def _find_recompute_problems(self) -> Iterator[str]:
-        compiles, budget = self.engine.compile, self.engine.activation_memory_budget
-        yield from find_recompute_problems(self.model, compiles=compiles, budget=budget)
-
     def _find_task_problems(self) -> Iterator[str]:
         if self.evaluation.tasks and (problem := self.find_task_problem()):
             yield f"evaluation.tasks: {problem}"
@@ -246,7 +243,8 @@ class RunConfig(Section):
         _find_weight_problems,
         _find_warmup_problems,
         _find_schedule_problems,
-        _find_recompute_problems,
+        find_recompute_problems,
+        find_override_problems,
         _find_ability_problems,
         _find_task_problems,
         _find_model_problems,

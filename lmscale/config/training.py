@@ -167,7 +167,9 @@ class EngineConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Single DeepSpeed keys to override. ``lmscale config show`` prints the result."""
+    """Single DeepSpeed keys to override, such as ``{zero_optimization: {overlap_comm: true}}``.
+    ``lmscale config show`` prints the result.
+    """
 
     @field_validator("zero_stage", mode="before")
     @classmethod

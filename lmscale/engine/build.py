@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lmscale.config.data import BatchPlan
+from lmscale.config.deepspeed import render_deepspeed_config
 from lmscale.config.training import EngineConfig
 from lmscale.engine.adafactor import Adafactor, FactoredPart, plan_factored
 from lmscale.engine.average import keep_average
-from lmscale.engine.deepspeed_config import render_deepspeed_config
 from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape
 from lmscale.engine.masters import base_optimizer, held_slices, master_groups
 from lmscale.engine.muon import Matrix, Muon, plan_matrices

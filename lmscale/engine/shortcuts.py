@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
+from lmscale.config.deepspeed import has_shortcuts
 from lmscale.config.training import EngineConfig
-from lmscale.engine.deepspeed_config import has_shortcuts
 
 # Attributes that Python renames in DeepSpeed's class.
 _PARTS_OF_STAGE_3 = "_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition"

@@ -4,11 +4,12 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from lmscale.config import load_config
 from lmscale.config.data import plan_batches
+from lmscale.config.deepspeed import MAX_BUCKET_ELEMENTS, RESERVED, render_deepspeed_config
 from lmscale.config.training import EngineConfig
 from lmscale.engine import build
 from lmscale.engine.build import check_precision
-from lmscale.engine.deepspeed_config import MAX_BUCKET_ELEMENTS, RESERVED, render_deepspeed_config
 from lmscale.errors import ConfigError
 
 PLAN = plan_batches(global_windows=48, micro_windows=4, data_ranks=3)
@@ -209,3 +210,21 @@ def test_what_deepspeed_does_not_take_of_an_override_is_the_users_mistake(deepsp
     with pytest.raises(ConfigError, match="engine.deepspeed: DeepSpeed refuses it") as caught:
         build._render_checked(engine, plan, num_parameters=10_000)
     assert key in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("zero_optimization.overlap_comm: true", "engine.deepspeed.zero_optimization.overlap_comm"),
+        ("zero_optimisation: {overlap_comm: true}", "Did you mean zero_optimization?"),
+        ("gradient_clipping: 1.0", "set engine.optimizer.clip_norm instead"),
+    ],
+)
+def test_a_key_that_deepspeed_would_not_read_is_told_with_the_rest_of_the_file(
+    tmp_path, override, message
+):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"run: {{name: a}}\nengine: {{deepspeed: {{{override}}}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert message in "\n".join(caught.value.problems)

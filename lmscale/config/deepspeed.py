@@ -7,7 +7,7 @@ itself declares.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lmscale.config.data import BatchPlan
@@ -109,6 +109,14 @@ def _render_defaults(engine: EngineConfig, plan: BatchPlan, num_parameters: int)
         "torch_autocast": {"enabled": False},
         "zero_optimization": _zero(engine, plan, num_parameters),
     }
+
+
+def find_override_problems(config: Any) -> Iterator[str]:
+    """What ``engine.deepspeed`` may not say, on however many ranks: the keys are the same."""
+    plan = BatchPlan(global_windows=1, data_ranks=1, micro_windows=1, accumulation=1)
+    problems: list[str] = []
+    _merge(_render_defaults(config.engine, plan, 1), config.engine.deepspeed, "", problems)
+    yield from problems
 
 
 def has_shortcuts(engine: EngineConfig) -> bool:
