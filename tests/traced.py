@@ -18,7 +18,8 @@ from lmscale.objective.objective import build_scoring
 from lmscale.plan.objectives import read_objective
 from lmscale.train.initial import freeze_parameters
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+# Of auto the plan knows no device here, and takes bf16.
+DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class LiveBytes(TorchDispatchMode):

@@ -23,7 +23,9 @@ from lmscale.model.attention import cap_softly
 from lmscale.model.initialize import Declared, undeclared_parameters
 from lmscale.model.lora import add_adapters, is_adapter
 from lmscale.model.varlen import can_pack
-from lmscale.plan.account import Account, with_adapters
+from lmscale.plan.account import Account as Account  # what a family of one's own imports from here
+from lmscale.plan.account import Flops as Flops
+from lmscale.plan.account import with_adapters
 
 
 class Head(nn.Module):

@@ -50,6 +50,8 @@ CASES = (
     ("corpus build {none}.yaml", "no such configuration file"),
     ("corpus show {config}", "documents", 0),
     ("corpus dropped {config} --source z", "Known: a, b"),
+    ("plan {config} --gpu h100-80gb --gpus-per-node 4", "MFU", 0),
+    ("plan {config} --gpu h1000", "h1000"),
     ("corpus status {config} --tasks 2", "nothing is missing", 0),
     ("tokenizer train {config}", "fingerprint", 0),
     ("tokenizer import {none} --out {new}", "{none}"),

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from forked_ranks import one_group, run_on_ranks, run_starts
 
 from lmscale.errors import ConfigError, CorruptionError
@@ -36,12 +37,12 @@ def start(folder, number):
 
 
 def agree(case, ranks):
-    figures = (1.0, 0.0, *case[ranks.rank])
-    agreed = _agree(figures, None, None, ())
+    numbers = torch.tensor((1.0, 0.0, *case[ranks.rank]), dtype=torch.float64)
+    agreed = _agree(numbers, None, None, ())
     problems = []
     if agreed.stop_reason == RANKS_DIFFER:
         try:
-            fail_together(_judge_skip(figures, agreed.num_skipped, ranks.world_size, 7))
+            fail_together(_judge_skip(agreed, ranks.world_size, 7))
         except CorruptionError as error:
             problems = list(error.problems)
     return [agreed.gradient_norm, agreed.num_skipped, agreed.stop_reason, problems]
