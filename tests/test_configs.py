@@ -8,7 +8,7 @@ import pytest
 
 import lmscale
 from lmscale.config import RunConfig, dump_config, load_config, parse_config, plan_batches
-from lmscale.config.deepspeed import render_deepspeed_config
+from lmscale.config.deepspeed_config import render_deepspeed_config
 from lmscale.errors import ConfigError
 from lmscale.model.family import account_model
 

@@ -144,7 +144,10 @@ def test_no_module_imports_itself_over_others():
 
 
 def test_only_the_engine_checkpoints_and_the_plan_know_what_deepspeed_is_like_inside():
-    assert find_outside(("engine", "checkpoint", "plan"), r"\bds_[a-z]+|\.deepspeed\b") == []
+    # In config it is the name of a field.
+    assert (
+        find_outside(("config", "engine", "checkpoint", "plan"), r"\bds_[a-z]+|\.deepspeed\b") == []
+    )
 
 
 def test_only_checkpoints_know_how_a_checkpoint_is_laid_out():

@@ -89,7 +89,7 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
         account_model(config.model, config.sizes)  # refuses names of no matrix
     if num_ranks is None:
         return derived
-    from lmscale.config.deepspeed import render_deepspeed_config
+    from lmscale.config.deepspeed_config import render_deepspeed_config
     from lmscale.model.family import account_model
 
     plan = config.batch.plan(num_ranks)

@@ -17,7 +17,7 @@ from lmscale.config.data import (
     TokenizerConfig,
     WindowShape,
 )
-from lmscale.config.deepspeed import find_override_problems
+from lmscale.config.deepspeed_config import find_override_problems
 from lmscale.config.export import ExportConfig
 from lmscale.config.kinds import Ability
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes

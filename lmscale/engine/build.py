@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lmscale.config.data import BatchPlan
-from lmscale.config.deepspeed import render_deepspeed_config
+from lmscale.config.deepspeed_config import render_deepspeed_config
 from lmscale.config.training import EngineConfig
 from lmscale.engine.adafactor import Adafactor, FactoredPart, plan_factored
 from lmscale.engine.average import keep_average

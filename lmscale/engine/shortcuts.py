@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from lmscale.config.deepspeed import has_shortcuts
+from lmscale.config.deepspeed_config import has_shortcuts
 from lmscale.config.training import EngineConfig
 
 # Attributes that Python renames in DeepSpeed's class.

@@ -144,7 +144,7 @@ class States:
         return held
 
 
-# Elements, as lmscale/config/deepspeed.py has them (a test holds one against the other).
+# Elements, as lmscale/config/deepspeed_config.py has them (a test holds one against the other).
 MAX_BUCKET_ELEMENTS = 200_000_000
 _ZERO = {
     "stage3_prefetch_bucket_size": 50_000_000,

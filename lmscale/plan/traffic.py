@@ -17,7 +17,7 @@ from lmscale.plan.collectives import Collective, collective_seconds
 from lmscale.plan.devices import Machine
 
 GRADIENT_BYTES = 4  # communication_data_type: fp32
-BUCKET_ELEMENTS = 200_000_000  # MAX_BUCKET_ELEMENTS of config/deepspeed.py
+BUCKET_ELEMENTS = 200_000_000  # MAX_BUCKET_ELEMENTS of config/deepspeed_config.py
 PREFETCH_ELEMENTS = 50_000_000  # stage3_prefetch_bucket_size, there
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from lmscale.config import load_config
 from lmscale.config.data import plan_batches
-from lmscale.config.deepspeed import MAX_BUCKET_ELEMENTS, RESERVED, render_deepspeed_config
+from lmscale.config.deepspeed_config import MAX_BUCKET_ELEMENTS, RESERVED, render_deepspeed_config
 from lmscale.config.training import EngineConfig
 from lmscale.engine import build
 from lmscale.engine.build import check_precision

@@ -21,7 +21,7 @@ def test_everything_but_the_name_has_a_default():
 
 
 def test_what_is_dumped_is_read_back_equal():
-    text = "run: {name: a}\nmodel: {heads: 6}\nengine: {deepspeed: {bf16: {x: [1, null]}}}\n"
+    text = "run: {name: a}\nmodel: {heads: 6}\nengine: {deepspeed: {aio: {x: [1, null]}}}\n"
     config = parse_config(
         text, ["engine.optimizer.decay=[linear]", "corpus.sources={x: {inputs: [y]}}"]
     )
@@ -225,16 +225,16 @@ def test_merge_keys_are_read():
 
 
 def test_a_key_that_is_merged_and_then_given_again_is_not_called_repeated():
-    # The shallow d is built before the deep c, and to build it c's own merge is written into c.
+    # The shallow comms_logger is built before the deep c, and to build it c's own merge is written into c.
     text = """
     run: {name: a}
     engine:
       deepspeed:
-        a: {b: {c: &c {<<: {x: 1}, x: 2}}}
-        d: {<<: *c}
+        aio: {b: {c: &c {<<: {x: 1}, x: 2}}}
+        comms_logger: {<<: *c}
     """
     found = parse_config(text).engine.deepspeed
-    assert found == {"a": {"b": {"c": {"x": 2}}}, "d": {"x": 2}}
+    assert found == {"aio": {"b": {"c": {"x": 2}}}, "comms_logger": {"x": 2}}
     assert problems_of(
         "run: {name: a}\nobjective: {<<: {z_loss: 1}, chunk_tokens: 1, chunk_tokens: 2}"
     )

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmscale.config import deepspeed as deepspeed_config
+from lmscale.config import deepspeed_config
 from lmscale.plan import traffic
 from lmscale.plan.collectives import collective_seconds
 from lmscale.plan.devices import find_device, plan_machine

@@ -11,7 +11,7 @@ from forked_ranks import run_on_ranks
 
 from lmscale.config import RunConfig, load_config
 from lmscale.config.data import plan_batches
-from lmscale.config.deepspeed import render_deepspeed_config
+from lmscale.config.deepspeed_config import render_deepspeed_config
 from lmscale.config.training import EngineConfig
 from lmscale.plan.devices import Machine, find_device, plan_machine
 from lmscale.plan.memory import check_fits, fitting_micro_windows, plan_memory
