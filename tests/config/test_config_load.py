@@ -225,7 +225,7 @@ def test_merge_keys_are_read():
 
 
 def test_a_key_that_is_merged_and_then_given_again_is_not_called_repeated():
-    # The shallow comms_logger is built before the deep c, and to build it c's own merge is written into c.
+    # The shallow comms_logger is built before the deep c, and so c's own merge is written into c.
     text = """
     run: {name: a}
     engine:
