@@ -6,8 +6,8 @@
                                           └─────update(learning_rate=…)──→ gradient's norm
 
 ``config/deepspeed_config.py`` spells DeepSpeed's keys; ``masters.py`` alone knows where each ZeRO
-stage keeps fp32 weights; ``optimizer.py`` says which optimizer updates which parameter; ``muon.py`` is
-Muon over every stage; ``schedule.py`` the learning rate as a function of the step. The first call
-to read is ``Engine.accumulate``. Outside of this folder and
-``checkpoint/`` nothing knows DeepSpeed.
+stage keeps fp32 weights; ``optimizer.py`` says which optimizer updates which parameter;
+``muon.py`` is Muon over every stage; ``schedule.py`` the learning rate as a function of the step.
+The first call to read is ``Engine.accumulate``. Outside of this folder and ``checkpoint/`` nothing
+knows DeepSpeed.
 """
