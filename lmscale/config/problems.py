@@ -124,6 +124,8 @@ def _describe_inside(
     known = _known_keys(above, model, tree)
     if name not in SECTIONS and difflib.get_close_matches(str(key), known, n=1, cutoff=0.8):
         return ""  # a slip of a section of ours
+    if name not in SECTIONS and _describe_owners(problem["loc"], model, tree):
+        return ""  # a section of ours, of another kind than the one that was chosen
     answers = list(describe_section((str(key),), value, tree, places(model)))
     return "\n".join(
         f"{origin.of((*above, *path))}: {'.'.join(map(str, (*above, *path)))}: unknown "
