@@ -108,7 +108,8 @@ def plan_memory(config: RunConfig, machine: Machine, *, micro_windows: int = 0) 
 def _activations(tape: Tape, states: States, *, accumulates: bool) -> dict[str, int]:
     """What the blocks keep, and what the loss adds to it at its worst."""
     whole = _play(tape, states, accumulates=accumulates)
-    most = max(whole.forward_bytes, whole.growing_bytes)
+    forward = whole.forward_bytes + states.held_forward(accumulates=accumulates)
+    most = max(forward, whole.growing_bytes)
     blocks = min(_kept_of_blocks(tape), most)
     return {"activations": blocks, "loss and backward": most - blocks}
 

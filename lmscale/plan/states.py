@@ -89,10 +89,15 @@ class States:
     def growing_itemsize(self, *, accumulates: bool) -> int:
         """Bytes an element of the gradients that come into being as a pass goes back."""
         if self.is_flat_bf16:
-            return 0 if accumulates else self.itemsize
+            return 0 if accumulates and not self.has_shortcuts else self.itemsize
         grows = self.stage == 0 and self.itemsize == FLOAT
         grows = grows or self.stage == 1 or (self.stage == 2 and self.is_alone)
         return FLOAT if grows and not accumulates else 0
+
+    def held_forward(self, *, accumulates: bool) -> int:
+        """Gradients of the micro-batch before, which go as the next one's backward pass begins."""
+        goes = self.is_flat_bf16 and self.has_shortcuts and accumulates
+        return self.trained * self.itemsize if goes else 0
 
     def in_pass(self, accumulation: int) -> dict[str, int]:
         """In the last micro-batch, beside the activations."""
@@ -100,7 +105,7 @@ class States:
         held["gathered weights"] = self.gathered
         if self.is_flat_bf16:
             held["gradients"] = self.full_gradients + (
-                self.trained * self.itemsize if accumulation > 1 else 0
+                self.trained * self.itemsize if accumulation > 1 and not self.has_shortcuts else 0
             )
         elif self.stage <= 1:
             grows = self.itemsize == FLOAT or self.stage == 1
