@@ -19,6 +19,9 @@ from lmscale.errors import ConfigError
 # on InfiniBand the gain flattens out well below (a bucket of 1e8 elements moves for milliseconds).
 MAX_BUCKET_ELEMENTS = 200_000_000
 
+# Whatever a key says that no batch has a part in.
+ONE_RANK = BatchPlan(global_windows=1, data_ranks=1, micro_windows=1, accumulation=1)
+
 # Sections that lmscale leaves out, but a person may add to look into DeepSpeed.
 DIAGNOSTICS = ("comms_logger", "flops_profiler", "aio")
 
@@ -113,9 +116,8 @@ def _render_defaults(engine: EngineConfig, plan: BatchPlan, num_parameters: int)
 
 def find_override_problems(config: Any) -> Iterator[str]:
     """What ``engine.deepspeed`` may not say, on however many ranks: the keys are the same."""
-    plan = BatchPlan(global_windows=1, data_ranks=1, micro_windows=1, accumulation=1)
     problems: list[str] = []
-    _merge(_render_defaults(config.engine, plan, 1), config.engine.deepspeed, "", problems)
+    _merge(_render_defaults(config.engine, ONE_RANK, 1), config.engine.deepspeed, "", problems)
     yield from problems
 
 

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lmscale.config import RunConfig
+from lmscale.config.deepspeed_config import ONE_RANK, has_shortcuts, render_deepspeed_config
 from lmscale.config.training import EngineConfig
 from lmscale.plan.operations import find_frozen_names, list_parameters
 from lmscale.plan.parameters import ParameterShape
@@ -149,21 +150,18 @@ class States:
         return held
 
 
-# Elements, as lmscale/config/deepspeed_config.py has them (a test holds one against the other).
-MAX_BUCKET_ELEMENTS = 200_000_000
-_ZERO = {
-    "stage3_prefetch_bucket_size": 50_000_000,
-    "stage3_max_live_parameters": 1_000_000_000,
-    "overlap_comm": 0,
-}
+_ZERO_KEYS = (
+    "reduce_bucket_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_max_live_parameters",
+    "overlap_comm",
+)
 
 
 def zero_settings(engine: EngineConfig, *, num_parameters: int) -> dict[str, int]:
     """Those of DeepSpeed's keys that memory depends on, with the configuration's own."""
-    bucket = min(MAX_BUCKET_ELEMENTS, -(-num_parameters // 1024) * 1024)
-    settings = {"reduce_bucket_size": bucket, **_ZERO}
-    own = engine.deepspeed.get("zero_optimization", {})
-    return settings | {name: int(own[name] or 0) for name in settings if name in own}
+    given = render_deepspeed_config(engine, plan=ONE_RANK, num_parameters=num_parameters)
+    return {name: int(given["zero_optimization"][name] or 0) for name in _ZERO_KEYS}
 
 
 def count_states(config: RunConfig, *, ranks: int) -> States:
@@ -178,8 +176,7 @@ def count_states(config: RunConfig, *, ranks: int) -> States:
     stage = engine.zero_stage
     share = ranks if stage else 1
     zero = zero_settings(engine, num_parameters=elements)
-    is_offloaded = engine.offload_optimizer or engine.offload_parameters
-    has_shortcuts = not (is_offloaded or "zero_optimization" in engine.deepspeed)
+    skips = has_shortcuts(engine)
     bucket = min(zero["reduce_bucket_size"], trained)
     steady = {
         "weights": elements * itemsize if stage < 3 else -(-elements // ranks) * itemsize,
@@ -191,7 +188,7 @@ def count_states(config: RunConfig, *, ranks: int) -> States:
     gathered = 0
     if stage == 3:
         steady["gradients"] = trained * FLOAT // ranks
-        if not (has_shortcuts and ranks == 1):
+        if not (skips and ranks == 1):
             steady["buckets"] = zero["reduce_bucket_size"] * FLOAT
             limit = zero["stage3_max_live_parameters"] + zero["stage3_prefetch_bucket_size"]
             gathered = min(elements, limit) * itemsize
@@ -215,7 +212,7 @@ def count_states(config: RunConfig, *, ranks: int) -> States:
         bucket=bucket,
         on_host=on_host,
         offloads_optimizer=engine.offload_optimizer,
-        has_shortcuts=has_shortcuts,
+        has_shortcuts=skips,
         overlaps=bool(zero["overlap_comm"]),
     )
 

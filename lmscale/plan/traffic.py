@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lmscale.config.deepspeed_config import MAX_BUCKET_ELEMENTS
 from lmscale.config.training import EngineConfig
 from lmscale.plan.collectives import Collective, collective_seconds
 from lmscale.plan.devices import Machine
 
 GRADIENT_BYTES = 4  # communication_data_type: fp32
-BUCKET_ELEMENTS = 200_000_000  # MAX_BUCKET_ELEMENTS of config/deepspeed_config.py
-PREFETCH_ELEMENTS = 50_000_000  # stage3_prefetch_bucket_size, there
+BUCKET_ELEMENTS = MAX_BUCKET_ELEMENTS
+PREFETCH_ELEMENTS = 50_000_000  # stage3_prefetch_bucket_size of config/deepspeed_config.py
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
