@@ -13,6 +13,7 @@ from lmscale.config.lora import LoraConfig
 from lmscale.config.training import OptimizerConfig
 
 MAX_WIDTH = 2**20
+FLEX_MIN_HEAD_WIDTH = 16  # the smallest tile of a dot product in FlexAttention's kernels
 
 Saves = Literal["nothing", "attention", "products"]  # of blocks that are recomputed
 RECOMPUTATION = frozenset({"activation_checkpoint_every", "activation_checkpoint_saves"})

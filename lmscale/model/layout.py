@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from lmscale.config.model_base import FLEX_MIN_HEAD_WIDTH
 from lmscale.model.varlen import Packed, pack
 
 Backend = Literal["causal", "dense", "flex", "varlen"]
 Choice = Literal["auto", "flex", "sdpa"]
 Mask = Tensor | BlockMask | Packed | None  # None: causal
 FLEX_BLOCK = 128  # rows and columns of one block of the sparse mask: FlexAttention's own default
-FLEX_MIN_HEAD_WIDTH = 16  # the kernels' smallest tile of a dot product
 
 
 @dataclass(frozen=True, kw_only=True)

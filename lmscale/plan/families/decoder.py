@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from lmscale.config.model import DecoderConfig, EncoderConfig, Sizes
-from lmscale.config.model_base import GATED
+from lmscale.config.model_base import FLEX_MIN_HEAD_WIDTH, GATED
 from lmscale.plan.attend import Backend, Visible, attend
 from lmscale.plan.families.family import Batch, PlannedFamily
 from lmscale.plan.operators import (
@@ -29,8 +29,6 @@ from lmscale.plan.parameters import (
     norm_shapes,
 )
 from lmscale.plan.tape import Array, Tape, reshape, without_gradient
-
-FLEX_MIN_HEAD_WIDTH = 16  # as in lmscale/model/layout.py
 
 
 def list_parameters(config: DecoderConfig, sizes: Sizes) -> Iterator[ParameterShape]:
@@ -250,14 +248,9 @@ def write_head(tape: Tape, config: DecoderConfig, hidden: Array) -> Array:
     return scale(tape, "head", hidden) if config.width_ratio != 1 else hidden
 
 
-def head_parameter(config: DecoderConfig) -> str:
-    return "embedding.weight" if config.tied_embeddings else "head.weight"
-
-
 DECODER = PlannedFamily(
     list_parameters=list_parameters,
     begins_anew=begins_anew,
     write=write,
     write_head=write_head,
-    head_parameter=head_parameter,
 )

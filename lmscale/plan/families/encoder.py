@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lmscale.config.model import EncoderConfig, Sizes
-from lmscale.config.model_base import GATED
+from lmscale.config.model_base import FLEX_MIN_HEAD_WIDTH, GATED
 from lmscale.plan.attend import Visible
-from lmscale.plan.families.decoder import FLEX_MIN_HEAD_WIDTH, write_attention
+from lmscale.plan.families.decoder import write_attention
 from lmscale.plan.families.family import Batch, PlannedFamily
 from lmscale.plan.operators import (
     activate,
@@ -156,14 +156,9 @@ def write_head(tape: Tape, config: EncoderConfig, hidden: Array) -> Array:
     return norm(tape, "head.norm", hidden, config.norm, bias=config.bias)
 
 
-def head_parameter(config: EncoderConfig) -> str:
-    return "embedding.weight" if config.tied_embeddings else "head.weight"
-
-
 ENCODER = PlannedFamily(
     list_parameters=list_parameters,
     begins_anew=begins_anew,
     write=write,
     write_head=write_head,
-    head_parameter=head_parameter,
 )

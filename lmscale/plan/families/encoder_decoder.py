@@ -189,18 +189,7 @@ def _attention(
     )
 
 
-def write_head(tape: Tape, config: EncoderDecoderConfig, hidden: Array) -> Array:
-    return hidden
-
-
-def head_parameter(config: EncoderDecoderConfig) -> str:
-    return "embedding.weight" if config.tied_embeddings else "head.weight"
-
-
 ENCODER_DECODER = PlannedFamily(
     list_parameters=list_parameters,
-    begins_anew=lambda name: False,
     write=write,
-    write_head=write_head,
-    head_parameter=head_parameter,
 )

@@ -24,6 +24,10 @@ class Batch:
     """Whether rows may end in padding that nothing may look at."""
 
 
+def _name_head(config: Any) -> str:
+    return "embedding.weight" if config.tied_embeddings else "head.weight"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedFamily:
     """How the parameters and operators of a family follow from its settings, as its section's
@@ -32,11 +36,11 @@ class PlannedFamily:
 
     list_parameters: Callable[[Any, Sizes], Iterable[ParameterShape]]
     """Settings and sizes → the parameters, in torch's order, a tied one once; without adapters."""
-    begins_anew: Callable[[str], bool]
-    """As ``Model.begins_anew``."""
     write: Callable[[Tape, Any, Sizes, Batch], Array]
     """Put the operators of a forward pass on a tape; the hidden states [B, T, D]."""
-    write_head: Callable[[Tape, Any, Array], Array]
+    begins_anew: Callable[[str], bool] = lambda name: False
+    """As ``Model.begins_anew``."""
+    write_head: Callable[[Tape, Any, Array], Array] = lambda tape, config, hidden: hidden
     """What the head does before its product, to hidden states [N, D]."""
-    head_parameter: Callable[[Any], str]
+    head_parameter: Callable[[Any], str] = _name_head
     """The name of the head's matrix, which may be the embedding's."""

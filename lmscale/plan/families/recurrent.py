@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lmscale.config.model import RecurrentConfig, Sizes
+from lmscale.plan.account import GATES
 from lmscale.plan.families.family import Batch, PlannedFamily
 from lmscale.plan.operators import dropout, lookup, pointwise
 from lmscale.plan.parameters import ParameterShape, embedding_shape
 from lmscale.plan.tape import FLOAT, Array, Record, Tape, reshape
 
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}  # matrices that are stored as one
 # What is kept of a token and layer, in widths, besides its input: of the CPU's cells the gates, a
 # state or two and what they give, at each step; of oneDNN's, which take an LSTM's pieces where all
 # are of one length, a workspace (measured, torch 2.13: fp32, 16 bit); of cuDNN's about as much as
@@ -87,18 +87,7 @@ def _write_layer(
     return output
 
 
-def write_head(tape: Tape, config: RecurrentConfig, hidden: Array) -> Array:
-    return hidden
-
-
-def head_parameter(config: RecurrentConfig) -> str:
-    return "embedding.weight" if config.tied_embeddings else "head.weight"
-
-
 RECURRENT = PlannedFamily(
     list_parameters=list_parameters,
-    begins_anew=lambda name: False,
     write=write,
-    write_head=write_head,
-    head_parameter=head_parameter,
 )
