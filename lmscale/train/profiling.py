@@ -11,7 +11,7 @@ import gzip
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from lmscale.engine.engine import MODEL_PREFIX, Engine
 from lmscale.engine.step_report import StepReport
+from lmscale.errors import LmscaleError
 from lmscale.files.atomic import atomic_path, write_bytes
 from lmscale.ranks.collectives import gather_json
 from lmscale.ranks.device import device_name
@@ -70,14 +71,19 @@ class StepProfiler:
 
     def close(self) -> None:
         """Leave a profile that has not come to its end, as by a rewind."""
-        if self._recorder is not None:
-            self._recorder.close()
-            self._recorder = None
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            with _surviving("the profile could not be left"):
+                recorder.close()
 
     def _begin_before(self, step: int) -> None:
         if self._is_chosen and step == self._first and step <= self._plan.last:
-            self._recorder = Recorder(self._run.engine)
-            self._recorder.start()
+            with _surviving("the profile could not be begun"), ExitStack() as undoing:
+                recorder = Recorder(self._run.engine)
+                undoing.callback(recorder.close)
+                recorder.start()
+                undoing.pop_all()
+                self._recorder = recorder
 
     def _end(self, step: int) -> None:
         """Write what was recorded. The ranks wait for each other, so that the next step's time is
@@ -86,7 +92,8 @@ class StepProfiler:
         page, recorder, run = "", self._recorder, self._run
         self._recorder = None
         if recorder is not None:
-            recorder.stop()
+            with _surviving("the profile could not be ended"):
+                recorder.stop()
         heartbeat.phase("profile")
         if recorder is not None:
             folder = self._plan.folder(run.folder, run.ranks.rank)
@@ -94,12 +101,8 @@ class StepProfiler:
                 f"{run.config.run.name}, steps {self._first} to {step}, rank {run.ranks.rank} on "
                 f"{device_name(run.device)}"
             )
-            try:
+            with _surviving(f"the profile could not be written to {folder}"), closing(recorder):
                 page = _write(recorder, folder, title, steps=step - self._first + 1)
-            except OSError as error:
-                logger.warning("the profile could not be written to %s: %s", folder, error)
-            finally:
-                recorder.close()
         pages = gather_json(page)
         if self._trackers is not None:
             texts = {f"profile/rank {rank}": text for rank, text in enumerate(pages) if text}
@@ -119,6 +122,17 @@ def open_profiler(
         yield (profiler,)
     finally:
         profiler.close()
+
+
+@contextmanager
+def _surviving(failed: str) -> Iterator[None]:
+    """A block whose failure is told, and ends nothing: torch's profiler may raise anything."""
+    try:
+        yield
+    except Exception as error:
+        is_plain = isinstance(error, OSError | LmscaleError)
+        said = error if is_plain else f"{type(error).__name__}: {error}"
+        logger.warning("%s: %s", failed, said, exc_info=not is_plain)
 
 
 def _write(recorder: Recorder, folder: Path, title: str, *, steps: int) -> str:

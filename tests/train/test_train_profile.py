@@ -2,16 +2,21 @@
 
 import gzip
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import launch, losses_of, run_lmscale, write_tiny_config
 from torch import nn
 
 from lmscale.cli.runs.look import read_page
 from lmscale.cli.runs.view import render_page
+from lmscale.ranks.ranks import Ranks
 from lmscale.runs.profiles import SUMMARY_FILE, TRACE_FILE, ProfilePlan
-from lmscale.train.profiling import list_named
+from lmscale.train import profiling
+from lmscale.train.profiling import StepProfiler, list_named
 
 PLAN = ProfilePlan(first=3, last=4, ranks=None)
 
@@ -22,6 +27,43 @@ def test_inside_a_compiled_module_nothing_is_named():
     scoring.model = model
     model[0].compile(backend="eager")
     assert [name for name, _ in list_named(scoring)] == ["model", "0", "1", "1.0"]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "said"),
+    [
+        (profiling, "_naming_phases", "the profile could not be begun: "),
+        (profiling.profile, "stop", "the profile could not be ended: "),
+        (profiling, "render_page", "the profile could not be written to "),
+    ],
+)
+def test_a_mistake_of_the_profiler_is_told_and_ends_nothing(
+    place, name, said, tmp_path, monkeypatch, caplog
+):
+    real = getattr(place, name)
+
+    def fail(*arguments):
+        real(*arguments)
+        raise RuntimeError("of torch")
+
+    monkeypatch.setattr(place, name, fail)
+    scoring = nn.Sequential(nn.Linear(2, 2))
+    run: Any = SimpleNamespace(
+        ranks=Ranks(),
+        start=SimpleNamespace(step=2),
+        folder=tmp_path,
+        device=torch.device("cpu"),
+        engine=SimpleNamespace(module=scoring, device=torch.device("cpu")),
+        config=SimpleNamespace(run=SimpleNamespace(name="a"), train=SimpleNamespace(steps=6)),
+    )
+    profiler = StepProfiler(PLAN, run, None)
+    for step in range(3, 7):
+        scoring(torch.ones(1, 2))
+        profiler(SimpleNamespace(step=step, stop_reason=None))
+    profiler.close()
+    (told,) = [each for each in caplog.messages if each.startswith("the profile")]
+    assert told.startswith(said) and told.endswith("RuntimeError: of torch")
+    assert not scoring[0]._forward_pre_hooks
 
 
 @pytest.mark.ranks
