@@ -184,13 +184,14 @@ class _Phases:
 
 def _place(events: Sequence[Event]) -> list[tuple[Event, _Where, float]]:
     """Every event with where it belongs and its seconds without those of the events inside it."""
+    nested = list(_parents(events))
     forward_of: dict[tuple[int, int], str] = {}
-    for event, where in _walk(events, {}):
+    for event, where in _walk(nested, {}):
         if event.forward_thread is None and event.sequence >= 0 and where.module:
             forward_of[event.thread, event.sequence] = where.module
-    placed = list(_walk(events, forward_of))
+    placed = list(_walk(nested, forward_of))
     inside: dict[int, float] = defaultdict(float)
-    for parent, event in _parents(events):
+    for parent, event in nested:
         if parent is not None and not event.name.startswith(PHASE):
             inside[id(parent)] += event.end - event.start
     return [
@@ -211,10 +212,10 @@ def _parents(events: Sequence[Event]) -> Iterator[tuple[Event | None, Event]]:
 
 
 def _walk(
-    events: Sequence[Event], forward_of: dict[tuple[int, int], str]
+    nested: Iterable[tuple[Event | None, Event]], forward_of: dict[tuple[int, int], str]
 ) -> Iterator[tuple[Event, _Where]]:
     wheres: dict[int, _Where] = {}
-    for parent, event in _parents(events):
+    for parent, event in nested:
         where = _Where() if parent is None else wheres[id(parent)]
         if event.name.startswith(MODULE):
             where = where._replace(module=fold_layers(event.name.removeprefix(MODULE)))
