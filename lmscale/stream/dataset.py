@@ -170,11 +170,12 @@ class Dataset:
     def pack(self, number: int) -> Counted:
         """What shard ``number`` holds, found by packing it."""
         shard, files = self._open_shard(number)
-        files.close()
-        if not self.shape.is_whole:
-            return Counted(windows=shard.num_windows)
-        with self.mapped(number) as mapped:
-            lengths = document_lengths(mapped, self.manifest.shards[number].blocks)
+        may_be_longer = self.shape.is_whole and self._on_overlong != "refuse"
+        with files:  # so that no cache lets go of the shard before it has been looked at
+            if not may_be_longer:
+                return Counted(windows=shard.num_windows)
+            with self.mapped(number) as mapped:
+                lengths = document_lengths(mapped, self.manifest.shards[number].blocks)
         overlong = int((lengths > self.shape.tokens).sum())
         return Counted(windows=shard.num_windows, overlong=overlong)
 
