@@ -16,7 +16,6 @@ STEPS_OPTION, RANKS_OPTION = "--profile", "--profile-ranks"
 SUMMARY_FILE = "summary.md"
 TRACE_FILE = "trace.json.gz"
 SNAPSHOT_FILE = "memory.pickle"
-MANY_STEPS = 20  # a trace of more is too large for its viewers
 
 
 @dataclass(frozen=True, kw_only=True)
