@@ -15,10 +15,10 @@ MAX_LINES = 4  # of each kind, on the terminal
 def render_lines(summary: Summary) -> list[str]:
     """The few lines for a terminal."""
     step = summary.wall_seconds / summary.steps
-    busy = summary.busy_seconds / max(summary.wall_seconds, 1e-12)
+    total = max(summary.wall_seconds, 1e-12)
+    busy = summary.busy_seconds / total
     whose = "the device is busy" if summary.has_kernels else "the CPU is in torch's operations"
     lines = [f"{summary.title}: {1e3 * step:,.1f} ms a step, {whose} for {busy:.0%} of it"]
-    total = max(summary.wall_seconds, 1e-12)
     phases = sorted(summary.phases, key=lambda row: -row.wall_seconds)[:MAX_LINES]
     lines.append("phases: " + ", ".join(f"{r.name} {r.wall_seconds / total:.0%}" for r in phases))
     seen = max(sum(row.seconds for row in summary.modules), 1e-12)

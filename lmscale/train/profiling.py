@@ -62,9 +62,8 @@ class StepProfiler:
 
     def __call__(self, report: StepReport) -> None:
         is_end = report.stop_reason is not None or report.step == self._run.config.train.steps
-        if self._first <= report.step and (
-            report.step == self._plan.last or (is_end and report.step < self._plan.last)
-        ):
+        is_last = is_end or report.step == self._plan.last
+        if is_last and self._first <= report.step <= self._plan.last:
             self._end(report.step)
         elif not is_end:
             self._begin_before(report.step + 1)
