@@ -19,9 +19,7 @@ STRETCH_SECONDS = 900.0  # long enough to hold a save or an evaluation, short en
 STEP_SECONDS = "speed/step_seconds"
 PHASE = "phase/"
 STEP_PHASES = ("forward", "backward", "step", "agree", "data")  # of a step, as heartbeats name them
-PROFILED_STEPS = (
-    "speed/profiled_steps"  # of a line: steps under a profiler, whose time tells nothing
-)
+PROFILED_STEPS = "speed/profiled_steps"  # of a line: under a profiler, their time tells nothing
 FINISHED = "finished"
 EARLY = "stopped early"  # begins the reason of a run that ended well before ``train.steps``
 FIRST_SECONDS = 1.0  # the first rows come sooner: a run that is killed all the time gets on as well
