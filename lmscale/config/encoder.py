@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from lmscale.config.kinds import Ability
 from lmscale.config.model_base import (
     MAX_WIDTH,
+    RECOMPUTATION,
     Activation,
     ModelConfig,
     Saves,
@@ -28,9 +29,7 @@ class EncoderConfig(ModelConfig):
     offers = frozenset({Ability.BIDIRECTIONAL, Ability.CLASSES})
     implementation = "lmscale.model.encoder:ENCODER"
     planning = "lmscale.plan.families.encoder:ENCODER"
-    free = frozenset(
-        {"activation_checkpoint_every", "activation_checkpoint_saves", "attention", "dropout"}
-    )
+    free = RECOMPUTATION | {"attention", "dropout"}
     later = frozenset({"token_classes"})
     # What the parts that it shares with the decoder ask for, and no encoder here has.
     qk_norm: ClassVar[bool] = False

@@ -97,15 +97,7 @@ class DecoderConfig(ModelConfig):
     offers = frozenset({Ability.CAUSAL, Ability.PREFIX, Ability.CLASSES})
     implementation = "lmscale.model.decoder:DECODER"
     planning = "lmscale.plan.families.decoder:DECODER"
-    free = frozenset(
-        {
-            "activation_checkpoint_every",
-            "activation_checkpoint_saves",
-            "attention",
-            "dropout",
-            "segments",
-        }
-    )
+    free = RECOMPUTATION | {"attention", "dropout", "segments"}
     later = frozenset(
         ("rope_scaling", "qkv_bias", "sliding_windows", "attention_softcap", "logit_softcap", "mup")
         + ("output_norms", "attention_width", "scaled_embeddings", "text_classes")
