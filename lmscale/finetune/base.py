@@ -16,7 +16,7 @@ from lmscale.files.locations import find_checkpoint
 from lmscale.files.reading import sha256_file
 from lmscale.files.run_files import CONFIG_FILE, IMPORT_FILE
 from lmscale.files.tokenizer_files import KEPT_FOLDER
-from lmscale.finetune.trees import spread
+from lmscale.finetune.trees import look_up
 from lmscale.runs.commits import read_commits
 from lmscale.runs.continuation import objective_identity
 from lmscale.runs.given_weights import read_import
@@ -127,8 +127,7 @@ def read_template(config: FinetuneConfig, base: Base, tokenizer: Tokenizer) -> C
     """
     if config.task != "dialogue":
         return None
-    asked = spread(config.settings).get("tokenizer", {})
-    word = asked.get("chat_template") if isinstance(asked, dict) else None
+    word = look_up(config.settings, "tokenizer.chat_template")
     named = {"chat_template": word} if isinstance(word, str) and word else {}
     settings = base.tokenizer.model_copy(update=named)
     if not settings.chat_template and not find_template(Path(settings.folder)):
@@ -147,8 +146,7 @@ def _read_alone(config: FinetuneConfig, word: str) -> Base:
     source = read_alone(place)
     if isinstance(source, str):
         raise ConfigError(f"base: {word}: {source}")
-    asked = spread(config.settings).get("tokenizer")
-    folder = asked.get("folder") if isinstance(asked, dict) else None
+    folder = look_up(config.settings, "tokenizer.folder")
     if not folder:
         raise ConfigError(
             f"base: {word} is a checkpoint without its run, which has the tokenizer. Name that: "

@@ -9,7 +9,7 @@ from lmscale.config.load import load_config
 from lmscale.config.run import RunConfig
 from lmscale.errors import LmscaleError
 from lmscale.files.run_files import CONFIG_FILE
-from lmscale.finetune.trees import spread
+from lmscale.finetune.trees import look_up
 from lmscale.runs.commits import read_commits
 from lmscale.runs.continuation import find_continuation_problems, find_fixed_changes
 
@@ -73,9 +73,6 @@ def _shorten(changes: Iterable[str]) -> str:
 
 def _key_of(asked: FinetuneConfig, key: str) -> str:
     """The key of the short YAML that a key of the whole configuration was planned by."""
-    tree = spread(asked.settings)
-    for name in key.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    is_given = tree is not None
+    is_given = look_up(asked.settings, key) is not None
     planned = next((by for of, by in PLANNED_BY.items() if key.startswith(of)), None)
     return f"settings.{key}" if is_given or planned is None else planned

@@ -11,7 +11,7 @@ from lmscale.corpus.build import plan_sources
 from lmscale.files.printing import count_of
 from lmscale.files.strangers import quote
 from lmscale.finetune.survey import Survey
-from lmscale.finetune.trees import spread
+from lmscale.finetune.trees import look_up
 from lmscale.tasks.target import MANIFEST
 
 MAX_NAMED = 8
@@ -71,8 +71,7 @@ def find_length_problems(
 
 def leaves_out(config: FinetuneConfig) -> bool:
     """Whether documents that no window holds are left out or cut, or else refused."""
-    asked = spread(config.settings).get("stream", {})
-    word = asked.get("on_overlong") if isinstance(asked, dict) else None
+    word = look_up(config.settings, "stream.on_overlong")
     return (word or ("drop" if config.task == "dialogue" else "refuse")) != "refuse"
 
 

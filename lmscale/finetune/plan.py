@@ -21,7 +21,7 @@ from lmscale.finetune.recipe import Sizes, longest_window, plan_rate, plan_sizes
 from lmscale.finetune.survey import Survey
 from lmscale.finetune.tasks import TASKS, find_base_problems, is_labelled
 from lmscale.finetune.trainable import find_frozen
-from lmscale.finetune.trees import Tree, merge, spread
+from lmscale.finetune.trees import Tree, look_up, merge, spread
 from lmscale.runs.taken_over import learns_the_same
 from lmscale.stream.class_balance import balance
 
@@ -111,7 +111,7 @@ def plan_run(
 def plan_objective(config: FinetuneConfig, survey: Survey) -> ObjectiveConfig:
     """That of the task, with the names of the classes that were found."""
     section = OBJECTIVES.section(config.task)
-    asked = spread(config.settings).get("objective", {})
+    asked = look_up(config.settings, "objective")
     tree: Tree = {"name": config.task, **(asked if isinstance(asked, dict) else {})}
     if survey.names:
         tree["names"] = survey.names
@@ -144,8 +144,7 @@ def plan_model(config: FinetuneConfig, base: Base, objective: ObjectiveConfig) -
 def _find_limit(config: FinetuneConfig, base: Base, objective: ObjectiveConfig) -> int | None:
     """Of the base, and of the windows that were asked for where longer documents are left out."""
     limits = [longest_window(base.model, objective.window(1))]
-    asked = spread(config.settings).get("stream", {})
-    length = asked.get("sequence_length") if isinstance(asked, dict) else None
+    length = look_up(config.settings, "stream.sequence_length")
     if isinstance(length, int) and leaves_out(config):
         limits.append(objective.window(length).tokens)
     return min((each for each in limits if each is not None), default=None)

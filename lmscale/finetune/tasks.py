@@ -10,7 +10,7 @@ from lmscale.config.model import FAMILIES
 from lmscale.config.model_base import ModelConfig
 from lmscale.config.objective import OBJECTIVES
 from lmscale.config.supervised import LabelledConfig
-from lmscale.finetune.trees import spread
+from lmscale.finetune.trees import look_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ TASKS = {
 def find_task_problems(config: FinetuneConfig) -> Iterator[str]:
     """Why the data's keys are not those of the task."""
     name, task = config.task, TASKS[config.task]
-    section = spread(config.settings).get("objective")
+    section = look_up(config.settings, "objective")
     asked = section if isinstance(section, dict) else {}
     if name not in OBJECTIVES.names():
         yield f"task: {name}: no objective of this name is installed."

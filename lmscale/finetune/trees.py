@@ -30,6 +30,14 @@ def spread(settings: Mapping[str, Any]) -> Tree:
     return tree
 
 
+def look_up(settings: Mapping[str, Any], key: str) -> Any:
+    """What ``settings`` gives ``key``, a section or a value of one; None: nothing."""
+    found: Any = spread(settings)
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
 def merge(tree: Mapping[str, Any], other: Mapping[str, Any]) -> Tree:
     """``other`` goes before ``tree``, section by section."""
     both = {**tree}
