@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpu_check import Bench, Check, NotRun, expect, gib, join_group
+from random_shards import EOS, write_dataset
 from step import WARM_UP, Timing, measure, ratio
 from synthetic import build_config, random_steps
 from training_loops import BareLoop, LmscaleLoop, TrainingLoop
@@ -21,8 +21,6 @@ from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.model.family import account_model
 from lmscale.objective.objective import build_preparation
 from lmscale.ranks.device import device_name, peak_tflops
-from lmscale.shards.manifest import Manifest, save_manifest
-from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import open_stream
 from lmscale.stream.worker import LoaderJob
@@ -31,7 +29,6 @@ ROUNDS, STEPS = 3, 3
 TARGET_RATIO = 0.98
 TARGET_WAIT = 0.01
 FIRST_LOSS_LIMIT = 0.01  # of the same weights in bf16, whatever the kernels
-EOS, PAD = 2, 3
 Builder = Callable[[], TrainingLoop]
 
 
@@ -191,45 +188,21 @@ RECOMPUTED = {
 }
 
 
-def write_dataset(folder: Path, vocab_size: int, tokens: int) -> None:
-    """A dataset of random documents in lmscale's shards: eight of them."""
+def write_random_shards(folder: Path, vocab_size: int, tokens: int) -> None:
+    """Eight shards of random documents."""
     generator = np.random.default_rng(0)
-    dataset = Manifest(
-        source="random",
-        split="train",
-        tokenizer_fingerprint="0" * 64,
-        vocab_size=vocab_size,
-        dtype="uint16",
-        eos_id=EOS,
-        pad_id=PAD,
-        block_tokens=2**18,
-        inputs="",
-        shards=(),
-    )
-    shards = []
-    for number in range(8):
-        name = f"random-{number:06d}.tar"
-        lengths = generator.exponential(700, max(4, tokens // 8 // 700)).astype(int)
-        shards.append(
-            write_shard(
-                folder / name,
-                name=name,
-                key=name[:-4],
-                documents=Documents(_random_documents(generator, lengths, vocab_size)),
-                dataset=dataset,
-                max_bytes=2**40,
-            )
-        )
-    save_manifest(replace(dataset, shards=tuple(shards)), folder)
+    sizes = (generator.exponential(700, max(4, tokens // 8 // 700)).astype(int) for _ in range(8))
+    shards = (_random_documents(generator, lengths, vocab_size) for lengths in sizes)
+    write_dataset(folder, shards, vocab_size=vocab_size, block_tokens=2**18)
 
 
 def _random_documents(
     generator: np.random.Generator, lengths: np.ndarray, vocab_size: int
-) -> Iterator[TokenizedDocument]:
+) -> Iterator[np.ndarray]:
     for length in lengths:
         ids = generator.integers(4, vocab_size, length + 1).astype(np.uint16)
         ids[-1] = EOS
-        yield TokenizedDocument(ids=ids, text_bytes=0, offset=0)
+        yield ids
 
 
 def check_loader(bench: Bench) -> str:
@@ -248,7 +221,7 @@ def check_loader(bench: Bench) -> str:
         ],
     )
     steps = 4 if bench.is_dry_run else 24
-    write_dataset(shards, config.vocab_size, tokens=config.tokens_per_step * (steps + 4))
+    write_random_shards(shards, config.vocab_size, tokens=config.tokens_per_step * (steps + 4))
     plan = plan_of(config)
     with (
         open_stream(config.stream, seed=1) as stream,

@@ -12,30 +12,28 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from host_costs import counting
+from random_shards import EOS, write_dataset
 from step import measure
 from synthetic import build_config, random_steps
 from torch import multiprocessing
 from training_loops import BareLoop, LmscaleLoop
 
+from launcher.rendezvous import find_free_port
 from lmscale.config.data import StreamConfig, plan_batches
 from lmscale.objective.causal import CausalPreparation
 from lmscale.ranks.mesh import Axis, Mesh
 from lmscale.ranks.ranks import Ranks, open_process_group
-from lmscale.shards.manifest import Manifest, save_manifest
-from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import open_stream
 from lmscale.stream.worker import LoaderJob
@@ -87,9 +85,7 @@ def measure_model(settings: Sequence[str], *, rounds: int, steps: int, value: fl
 
 def measure_ranks(settings: Sequence[str], count: int, *, rounds: int, steps: int) -> Point:
     """Of the first of so many ranks, each a process of its own, over gloo."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = find_free_port()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "milliseconds"
         work = (count, port, [*settings], rounds, steps, str(out))
@@ -150,37 +146,11 @@ def _time_batches(batches: Iterator[object], steps: int) -> float:
 
 
 def _write_shards(folder: Path, count: int) -> None:
-    dataset = Manifest(
-        source="random",
-        split="train",
-        tokenizer_fingerprint="0" * 64,
-        vocab_size=512,
-        dtype="uint16",
-        eos_id=2,
-        pad_id=3,
-        block_tokens=2**12,
-        inputs="",
-        shards=(),
-    )
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-    shards = []
-    for number in range(count):
-        name = f"random-{number:06d}.tar"
-        ids = random.integers(4, 512, (SHARD_DOCUMENTS, DOCUMENT_TOKENS)).astype(np.uint16)
-        ids[:, -1] = dataset.eos_id
-        part = (TokenizedDocument(ids=row, text_bytes=0, offset=0) for row in ids)
-        shards.append(
-            write_shard(
-                folder / name,
-                name=name,
-                key=name[:-4],
-                documents=Documents(part),
-                dataset=dataset,
-                max_bytes=2**40,
-            )
-        )
-    save_manifest(replace(dataset, shards=tuple(shards)), folder)
+    ids = random.integers(4, 512, (count, SHARD_DOCUMENTS, DOCUMENT_TOKENS)).astype(np.uint16)
+    ids[:, :, -1] = EOS
+    write_dataset(folder, ids, vocab_size=512, block_tokens=2**12)
 
 
 def render_axis(axis: str, points: Sequence[Point]) -> str:

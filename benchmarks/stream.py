@@ -18,20 +18,20 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from random_shards import EOS, write_dataset
 
 from lmscale.config.data import StreamConfig, plan_batches
 from lmscale.objective.causal import CausalPreparation
-from lmscale.shards.manifest import Manifest, save_manifest
-from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.stream.worker import LoaderJob
 
-VOCAB, EOS, PAD = 32_000, 2, 3
+VOCAB = 32_000
 NUM_SHARDS, SHARD_DOCUMENTS, MEAN_TOKENS = 10, 5_000, 700
 WARM_UP = 4  # batches, not timed: workers start and fill their queues
 
@@ -51,37 +51,9 @@ def build_documents() -> Iterator[np.ndarray]:
 
 
 def write_shards(folder: Path) -> None:
-    dataset = Manifest(
-        source="random",
-        split="train",
-        tokenizer_fingerprint="0" * 64,
-        vocab_size=VOCAB,
-        dtype="uint16",
-        eos_id=EOS,
-        pad_id=PAD,
-        block_tokens=2**20,
-        inputs="",
-        shards=(),
-    )
     documents = build_documents()
-    shards = []
-    for number in range(NUM_SHARDS):
-        name = f"random-{number:06d}.tar"
-        part = (
-            TokenizedDocument(ids=next(documents), text_bytes=0, offset=0)
-            for _ in range(SHARD_DOCUMENTS)
-        )
-        shards.append(
-            write_shard(
-                folder / name,
-                name=name,
-                key=name[:-4],
-                documents=Documents(part),
-                dataset=dataset,
-                max_bytes=2**40,
-            )
-        )
-    save_manifest(replace(dataset, shards=tuple(shards)), folder)
+    shards = (islice(documents, SHARD_DOCUMENTS) for _ in range(NUM_SHARDS))
+    write_dataset(folder, shards, vocab_size=VOCAB, block_tokens=2**20)
 
 
 def open_lmscale(folder: Path, packing: str, length: int) -> Stream:

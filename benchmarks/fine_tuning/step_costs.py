@@ -24,12 +24,9 @@ sys.path.insert(0, str(HERE.parent))
 from step import CLOCKS, measure, ratio
 from training_loops import LmscaleLoop, TrainingLoop
 
-from lmscale.config import RunConfig, load_config, plan_batches
-from lmscale.objective.objective import build_preparation
+from lmscale.api import iterate_steps
+from lmscale.config import RunConfig, load_config
 from lmscale.ranks.ranks import Ranks, open_process_group
-from lmscale.stream.batches import StepBatch
-from lmscale.stream.loader import LoaderJob, open_loader
-from lmscale.stream.stream import open_stream
 
 ROW, WHOLE = "signs_2000", "all"
 STEPS_AHEAD = 8  # that are read once and used in turn
@@ -51,32 +48,9 @@ def plan_ways(folder: Path) -> dict[str, RunConfig]:
     return configs
 
 
-def read_steps(config: RunConfig) -> list[StepBatch]:
-    plan = plan_batches(
-        global_windows=config.batch.global_windows,
-        micro_windows=config.batch.micro_windows,
-        data_ranks=1,
-    )
-    with open_stream(config.stream, seed=config.run.seed, shape=config.window) as stream:
-        job = LoaderJob(
-            stream=stream,
-            preparation=build_preparation(config),
-            plan=plan,
-            data_rank=0,
-            first_n=0,
-            num_steps=STEPS_AHEAD,
-        )
-        with open_loader(job, workers=0) as loader:
-            return list(loader)
-
-
 def open_loop(config: RunConfig, device: torch.device) -> TrainingLoop:
-    plan = plan_batches(
-        global_windows=config.batch.global_windows,
-        micro_windows=config.batch.micro_windows,
-        data_ranks=1,
-    )
-    return LmscaleLoop(config, plan, device, itertools.cycle(read_steps(config)))
+    steps = list(iterate_steps(config, steps=STEPS_AHEAD))
+    return LmscaleLoop(config, config.batch.plan(1), device, itertools.cycle(steps))
 
 
 def main() -> None:
