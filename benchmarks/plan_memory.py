@@ -33,10 +33,8 @@ from lmscale.plan.devices import find_device, plan_machine
 from lmscale.plan.memory import Memory, plan_memory
 
 TARGET = 0.1
-MOST_WORK, LEAST_BYTES = (
-    1.2e11,
-    100e6,
-)  # FLOPs of a step; below so many bytes a library's noise counts
+MOST_WORK = 1.2e11  # FLOPs of a step
+LEAST_BYTES = 100e6  # below, a library's noise counts
 OF_PROCESS = ("process", "loader", "save's copy")
 
 
