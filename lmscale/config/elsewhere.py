@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_BATCH = (
+BATCH = (
     "Here a step's size is one number, batch.global_windows = windows (sequences) of a micro-batch "
     "× gradient accumulation steps × ranks, and batch.micro_windows is the most of a micro-batch; "
     "the accumulation follows"
 )
-ACCUMULATION = _BATCH  # of a count of accumulation steps, wherever it stands
 _MICRO = (
     *("micro_batch_size", "train_micro_batch_size_per_gpu", "per_device_train_batch_size"),  # M D H
     *("per_gpu_train_batch_size", "device_train_microbatch_size", "local_batch_size"),  # H F T
@@ -58,6 +57,7 @@ _TOKENS = (
     "Here a run is train.steps steps long: the tokens / (batch.global_windows × "
     "stream.sequence_length)"
 )
+RECOMPUTE = "Here this is model.activation_checkpoint_every: 1 recomputes every block"
 MODEL_PARALLEL = (
     "lmscale splits a model's states by engine.zero_stage alone, and has no tensor, pipeline, "
     "context or expert parallelism; leave it out"
@@ -130,7 +130,7 @@ ELSEWHERE: Mapping[str, str] = {
         ("gradient_checkpointing", "activation_checkpointing", "checkpoint_activations")
         + ("checkpoint_num_layers",)
         + ("recompute_granularity", "recompute_activations", "ac_config"),
-        "Here this is model.activation_checkpoint_every: 1 recomputes every block",
+        RECOMPUTE,
     ),
     **dict.fromkeys(
         ("seq_length", "seq_len", "max_seq_len", "max_seq_length", "block_size", "context_length")
@@ -141,7 +141,7 @@ ELSEWHERE: Mapping[str, str] = {
         ("num_workers", "dataloader_num_workers", "data_loader_workers"), "stream.workers"
     ),
     **dict.fromkeys(("dataloader_prefetch_factor", "prefetch_factor"), "stream.prefetch_steps"),
-    **dict.fromkeys((*_MICRO, *_ACCUMULATION), _BATCH),
+    **dict.fromkeys((*_MICRO, *_ACCUMULATION), BATCH),
     **dict.fromkeys(("global_batch_size", "train_batch_size", "global_train_batch_size"), _GLOBAL),
     "rank_microbatch_size": _RANK_TOKENS,
     "rampup_batch_size": "Here this is batch.warmup: rows of [steps, windows]",
@@ -304,8 +304,12 @@ def describe_elsewhere(
     found = ELSEWHERE.get(name)
     if found is None:
         return None
-    sentence = found if " " in found else f"Here this is {found}"
-    return f"{sentence}{_calculate(name, value, beside, tree)}."
+    return f"{begin_answer(found)}{_calculate(name, value, beside, tree)}."
+
+
+def begin_answer(found: str) -> str:
+    """An answer as it stands in a table, where the mere name of a key stands for a sentence."""
+    return found if " " in found else f"Here this is {found}"
 
 
 def _calculate(name: str, value: Any, beside: Mapping[str, Any], tree: Mapping[str, Any]) -> str:

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lmscale.config.elsewhere import (
-    ACCUMULATION,
+    BATCH,
     MODEL_PARALLEL,
     RAW,
+    RECOMPUTE,
     RESUME,
     SAVE,
     TOKENIZER,
+    begin_answer,
     describe_elsewhere,
 )
 
@@ -36,10 +38,8 @@ SECTIONS: Mapping[str, str] = {
     "model_config": "model",
 }
 
-_NAME = "Here this is {}"
 _ALWAYS = "Checkpoints are always written, every checkpoint.every_steps; leave it out"
 _PROFILE = "Here this is lmscale launch local CONFIG --profile A:B, for the steps A to B - 1"
-_RECOMPUTE = "Here this is model.activation_checkpoint_every: 1 recomputes every block"
 _RANKS = (
     "The number of ranks is no setting of a run: lmscale launch local --nproc N, or launch slurm "
     "--nodes N; engine.zero_stage says what they share"
@@ -74,7 +74,7 @@ IN_SECTION: Mapping[str, str] = {
     "validation.steps": "Here this is evaluation.max_windows, in windows of every set",
     "validation.dataset": "Here these are evaluation.sets: NAME: FOLDER",
     "compile.enable": "engine.compile",
-    "activation_checkpoint.mode": _RECOMPUTE,
+    "activation_checkpoint.mode": RECOMPUTE,
     **dict.fromkeys(
         ("profiling.enable_profiling", "profiling.profile_freq", "profiling.enable"), _PROFILE
     ),
@@ -87,7 +87,7 @@ IN_SECTION: Mapping[str, str] = {
     ),
     "general.run": "run.name",
     "tokens.train_steps": "train.steps",
-    "tokens.batch_accumulation_per_replica": ACCUMULATION,
+    "tokens.batch_accumulation_per_replica": BATCH,
     **dict.fromkeys(("dataset.local", "dataset.remote", "data_stages.data"), RAW),
 }
 
@@ -102,9 +102,7 @@ class Answer(NamedTuple):
 def describe_in_section(section: str, key: str) -> str | None:
     """Where a key of another trainer's section is here; None where its name alone says it."""
     found = IN_SECTION.get(f"{section}.{key}".lower())
-    if found is None:
-        return None
-    return f"{found if ' ' in found else _NAME.format(found)}."
+    return None if found is None else f"{begin_answer(found)}."
 
 
 def describe_section(
