@@ -57,9 +57,7 @@ def read_rows(path: Path) -> tuple[dict[str, str], ...]:
     """
     tree = parse_yaml(read_text(path), str(path)).get("runs")
     advice = "give runs: a list of mappings with the same keys, such as {train.steps: 100}"
-    if not isinstance(tree, list) or not tree:
-        raise ConfigError(f"--array {path}: {advice}.")
-    if not all(isinstance(row, dict) and row for row in tree):
+    if not (isinstance(tree, list) and tree and all(isinstance(r, dict) and r for r in tree)):
         raise ConfigError(f"--array {path}: {advice}.")
     if len({tuple(sorted(map(str, row))) for row in tree}) > 1:
         raise ConfigError(f"--array {path}: its rows name different keys; {advice}.")
@@ -68,8 +66,9 @@ def read_rows(path: Path) -> tuple[dict[str, str], ...]:
             f"--array {path}: {' and '.join(sorted(named))}: a sweep names its runs and their "
             "folders itself."
         )
-    rows = [{str(key): json.dumps(value) for key, value in row.items()} for row in tree]
-    if len({tuple(row.items()) for row in rows}) < len(rows):
+    # str: what YAML takes for a date is the text that stands there.
+    rows = [{str(k): json.dumps(value, default=str) for k, value in row.items()} for row in tree]
+    if len({frozenset(row.items()) for row in rows}) < len(rows):
         raise ConfigError(f"--array {path}: every row once.")
     return tuple(rows)
 

@@ -314,6 +314,7 @@ def test_a_file_of_rows_is_a_sweep_with_a_run_for_each(tmp_path):
         ("runs: []", "give runs: a list"),
         ("runs: [{a: 1}, {b: 1}]", "its rows name different keys"),
         ("runs: [{a: 1}, {a: 1}]", "every row once"),
+        ("runs: [{a: 1, b: 2}, {b: 2, a: 1}]", "every row once"),
         ("runs: [{run.name: x}]", "a sweep names its runs"),
     ],
 )
@@ -321,6 +322,13 @@ def test_a_file_of_rows_that_makes_no_sweep_is_refused(tmp_path, text, said):
     (tmp_path / "rows.yaml").write_text(text)
     with pytest.raises(ConfigError, match=said):
         read_rows(tmp_path / "rows.yaml")
+
+
+def test_a_date_in_a_row_is_the_text_of_it(tmp_path):
+    path = tmp_path / "rows.yaml"
+    path.write_text("runs: [{corpus.folder: 2026-12-01}]")
+    (config,) = plan_sweep(DEMO, [], [], rows=read_rows(path)).configs
+    assert config.corpus.folder.endswith("2026-12-01")
 
 
 def test_every_run_of_a_sweep_has_a_place_of_its_own_for_its_checkpoints():
