@@ -7,7 +7,7 @@ them, each with its source, and what ``lmscale plan calibrate`` has measured.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,7 +77,7 @@ INTRA_LATENCY_SECONDS, INTER_LATENCY_SECONDS, COLLECTIVE_SECONDS = 3.4e-6, 14e-6
 _NETWORK = {"h": 50e9, "b": 50e9, "g": 50e9, "m": 50e9, "a100": 25e9, "a800": 25e9, "v100": 6.25e9}
 _USUAL_NETWORK = 100e9 / 8 / 8
 # Share of the network's rate that collectives reach: taken to be like that of NVLink and somewhat
-# better, as a large packet's header is a small part of it. No source; --network says it better.
+# better, as a large packet's header is a small part of it. No source.
 NETWORK_SHARE = 0.92
 
 
@@ -258,14 +258,3 @@ def settle_precision(config: RunConfig, device: Device) -> RunConfig:
     precision = "bf16" if has_bf16 else "fp32"
     engine = config.engine.model_copy(update={"precision": precision})
     return config.model_copy(update={"engine": engine})
-
-
-def with_links(
-    machine: Machine, *, intra: float | None = None, inter: float | None = None
-) -> Machine:
-    """The same machine with links of these bytes a second, as collectives reach them."""
-    return replace(
-        machine,
-        intra_bytes_per_second=intra or machine.intra_bytes_per_second,
-        inter_bytes_per_second=inter or machine.inter_bytes_per_second,
-    )

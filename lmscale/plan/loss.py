@@ -16,7 +16,6 @@ class Scoring:
     vocab_size: int
     chunk_tokens: int
     is_trained: bool = True  # the head's matrix
-    has_bias: bool = False
     is_capped: bool = False
     counts_hits: bool = False
     teacher_width: int = 0

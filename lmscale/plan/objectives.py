@@ -126,7 +126,6 @@ def write_scoring(
         vocab_size=config.vocab_size,
         chunk_tokens=getattr(config.objective, "chunk_tokens", states.shape[0]),
         is_trained=tape.is_trained(parameter),
-        has_bias=config.model.family == "encoder",
         is_capped=bool(getattr(config.model, "logit_softcap", 0.0)),
         counts_hits=reading.counts_hits,
         teacher_width=width if getattr(config.objective, "teacher", "") else 0,

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 from lmscale.plan.devices import MEMORY_SHARE, Device
 from lmscale.plan.efficiency import EFFICIENCY, Efficiency
 from lmscale.plan.operations import Operation
 from lmscale.plan.products import Product, product_cost
-
-Bound = Literal["products", "attention", "memory", "launches"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +35,6 @@ class Spent:
     def seconds(self) -> float:
         """Whichever takes longer, the device or the host that feeds it."""
         return max(self.device_seconds, self.launches)
-
-    @property
-    def bound_by(self) -> Bound:
-        if self.launches > self.device_seconds:
-            return "launches"
-        return max(("products", "attention", "memory"), key=lambda name: getattr(self, name))
 
 
 _FIELDS = fields(Spent)
@@ -93,9 +84,6 @@ def _product(operation: Operation, where: Surroundings, *, backward: bool) -> Sp
     return spent
 
 
-ATTENTION_TOKENS = 512  # from here on a fused kernel reaches more than half of what it can
-
-
 def _attention(operation: Operation, where: Surroundings, *, backward: bool) -> Spent:
     flops = operation.backward_flops if backward else operation.flops
     moved = operation.backward_moved_bytes if backward else operation.moved_bytes
@@ -117,7 +105,7 @@ def _pointwise(operation: Operation, where: Surroundings, *, backward: bool) -> 
     is_fused = where.is_compiled and ".*." in operation.name  # within a block
     efficiency = where.efficiency
     if is_fused:
-        moved, launches = moved * efficiency.compiled_traffic, launches
+        moved *= efficiency.compiled_traffic
         launches *= efficiency.compiled_launches
     elif launches > 1 and operation.kind == "pointwise":  # of a loss every kernel's is counted
         moved *= max(1.0, launches * efficiency.eager_traffic)

@@ -32,9 +32,8 @@ _STYLE = """
 body { font-family: sans-serif; color: #222; max-width: 800px; margin: 24px auto; padding: 0 16px }
 h1 { font-size: 22px } h2 { font-size: 17px; margin-top: 32px }
 table { border-collapse: collapse; font-size: 14px }
-td, th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
-svg { max-width: 100%; height: auto } .small { font-size: 12px; color: #555 }
+td { padding: 3px 14px 3px 0; text-align: left; vertical-align: top }
+svg { max-width: 100%; height: auto }
 """
 _SPENT_COLORS = {
     "products": COLORS[0],

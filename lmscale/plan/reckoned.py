@@ -94,11 +94,6 @@ def reckon_step(counted: CountedStep, device: Device) -> dict[str, dict[str, flo
     return phases
 
 
-def recomputed_seconds(counted: CountedStep, measured: Calibration) -> float:
-    """Of the backward pass, without products."""
-    return sum(_reckon_recomputed(counted, measured).values())
-
-
 def _reckon_recomputed(counted: CountedStep, measured: Calibration) -> dict[str, float]:
     spent: dict[str, float] = {}
     for costs in measured.phases:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lmscale.config import BatchPlan, RunConfig
+from lmscale.config import RunConfig
 from lmscale.plan.account import Flops, account_planned
 from lmscale.plan.devices import Machine, settle_precision
 from lmscale.plan.efficiency import EFFICIENCY, Efficiency
@@ -45,9 +45,7 @@ class Step:
     """An optimizer step of all ranks, after a warm-up of the batch."""
 
     phases: tuple[Phase, ...]
-    batch: BatchPlan
     ranks: int
-    nodes: int
     tokens: int
     """Positions of the step's windows, padding included, as MFU counts them."""
     flops: Flops
@@ -58,8 +56,6 @@ class Step:
     """Of all collectives, those that run beside computation included."""
     exchanged_bytes: float
     """That a rank hands to collectives."""
-    read_bytes: int
-    """Of shards, by all ranks."""
     recomputed_seconds: float
     """Of a rank, what it computes again."""
 
@@ -95,11 +91,6 @@ class Step:
         """Of collectives that run beside computation."""
         shown = sum(phase.spent.get("links", 0.0) for phase in self.phases)
         return max(0.0, self.links_seconds - shown)
-
-    @property
-    def data_bytes_per_second(self) -> float:
-        """That a node reads of its shards."""
-        return self.read_bytes / self.nodes / self.seconds
 
     @property
     def bound_by(self) -> str:
@@ -150,17 +141,12 @@ def plan_step(config: RunConfig, machine: Machine, *, efficiency: Efficiency = E
         phases = _roofline_phases(config, machine, once, model, exchanges, efficiency)
     return Step(
         phases=tuple(phases),
-        batch=batch,
         ranks=machine.ranks,
-        nodes=machine.nodes,
         tokens=batch.global_windows * config.stream.sequence_length,
         flops=model.flops,
         peak_flops=machine.device.peak(config.engine.precision),
         links_seconds=sum(each.times * each.seconds(machine) for each in exchanges),
         exchanged_bytes=sum(each.times * each.total_bytes for each in exchanges),
-        read_bytes=batch.global_windows
-        * config.window.tokens
-        * (2 if config.vocab_size <= 2**16 else 4),
         recomputed_seconds=once.recomputed.device_seconds * batch.accumulation,
     )
 

@@ -25,10 +25,6 @@ class Peaks:
     growing_bytes: int
     """The same where the weights' gradients come into being as the pass goes back, with them."""
 
-    @property
-    def most_bytes(self) -> int:
-        return max(self.forward_bytes, self.backward_bytes)
-
 
 @lru_cache(maxsize=64)
 def play(tape: Tape, *, gradient_itemsize: int = FLOAT, first_gradient_bytes: int = 0) -> Peaks:
