@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmscale.config import RunConfig
+from lmscale.plan.changes import change
 from lmscale.plan.devices import Machine
 from lmscale.plan.memory import Memory, plan_memory, render_gb
 from lmscale.plan.speed import Step, plan_step
@@ -130,30 +131,15 @@ def _sized(
     config: RunConfig, machine: Machine, changes: dict[str, Any], sizes: list[int]
 ) -> Iterator[dict[str, Any]]:
     """The changes with the largest micro-batches that fit."""
-    changed, count = change(config, changes), 0
+    changed = change(config, changes)
     own = config.batch.plan(machine.ranks).micro_windows
     low, high = 0, len(sizes)
     while low < high:
         middle = (low + high) // 2
         fits = plan_memory(changed, machine, micro_windows=sizes[middle]).fits
         low, high = (middle + 1, high) if fits else (low, middle)
-    for size in reversed(sizes[:low]):
-        count += 1
-        if count > MOST_MICRO_BATCHES:
-            return
+    for size in reversed(sizes[max(0, low - MOST_MICRO_BATCHES) : low]):
         yield changes | ({"batch.micro_windows": size} if size != own else {})
-
-
-def change(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """The configuration with other values of settings by their dotted names."""
-    tree = config.model_dump(mode="json")
-    for name, value in changes.items():
-        section = tree
-        *path, key = name.split(".")
-        for part in path:
-            section = section[part]
-        section[key] = value
-    return RunConfig.model_validate(tree) if changes else config
 
 
 def _show(value: Any) -> str:

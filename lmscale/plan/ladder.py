@@ -16,6 +16,7 @@ from typing import Any
 
 from lmscale.config import RunConfig
 from lmscale.errors import ConfigError
+from lmscale.plan.changes import change
 from lmscale.plan.operations import list_operations, list_parameters
 from lmscale.plan.parameters import count_parameters
 
@@ -96,20 +97,6 @@ def plan_ladder(
 def count(config: RunConfig) -> int:
     """Parameters of a configuration's model."""
     return count_parameters(list_parameters(config.model, config.sizes))
-
-
-def change(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """The configuration with other values, by section.key. Raises pydantic's ``ValidationError``, a
-    ``ValueError``, where they do not go together.
-    """
-    tree = config.model_dump(mode="json")
-    for key, value in values.items():
-        *sections, last = key.split(".")
-        place = tree
-        for section in sections:
-            place = place[section]
-        place[last] = value
-    return RunConfig.model_validate(tree)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from lmscale.config.load import parse_yaml, read_text
 from lmscale.errors import ConfigError
 from lmscale.files.jsonl import Row, read_rows
 from lmscale.files.run_files import METRICS_FILE
-from lmscale.plan.ladder import Ladder, change, count
+from lmscale.plan.changes import change
+from lmscale.plan.ladder import Ladder, count
 from lmscale.plan.ladder_law import Point
 
 LAST_PART = 0.1  # of a run's lines whose mean is its loss where nothing is held out

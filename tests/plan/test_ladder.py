@@ -12,7 +12,8 @@ from lmscale.cli.main import main
 from lmscale.config import RunConfig, load_config
 from lmscale.config.assets import find_assets
 from lmscale.errors import ConfigError
-from lmscale.plan.ladder import BATCH_POWER, RATE_POWER, change, count, plan_ladder
+from lmscale.plan.changes import change
+from lmscale.plan.ladder import BATCH_POWER, RATE_POWER, count, plan_ladder
 from lmscale.plan.ladder_runs import choose_best, read_ladder, read_loss
 
 CONFIG = find_assets("configs") / "ladder_cpu.yaml"
