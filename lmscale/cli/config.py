@@ -75,7 +75,7 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
         "folder": str(config.folder),
         "vocab_size": config.vocab_size,
         "tokens_per_step": config.tokens_per_step,
-        "tokens": config.samples_after(config.train.steps) * config.window.stride,
+        "tokens": config.trained_tokens,
         "exports_as": describe_target(config),
     }
     if ids := config.objective_ids:

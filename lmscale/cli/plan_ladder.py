@@ -104,8 +104,7 @@ def _find_budget(
     if budget is not None:
         return budget
     if gpu_hours is None:
-        tokens = config.samples_after(config.train.steps) * config.window.stride
-        return BUDGET_SHARE * 6 * count(config) * tokens
+        return BUDGET_SHARE * 6 * count(config) * config.trained_tokens
     device = find_device(gpu)
     precision = settle_precision(config, device).engine.precision
     peak = device.peak(precision)
@@ -156,7 +155,7 @@ def _report(
 
     best = choose_best(runs)
     parameters = count(config)
-    tokens = config.samples_after(config.train.steps) * config.window.stride
+    tokens = config.trained_tokens
     told: dict[str, Any] = {
         "file": str(path),
         "target": {"parameters": parameters, "tokens": tokens},
@@ -205,7 +204,7 @@ def draw_finished(config: RunConfig) -> str | None:
     best = choose_best(read_ladder(path, config, name=name))
     if len({run.parameters for run in best}) < MIN_SIZES:
         return None
-    target = (count(config), config.samples_after(config.train.steps) * config.window.stride)
+    target = (count(config), config.trained_tokens)
     fit = fit_law(points_of(best))
     return _draw(best, fit, fit.predict(*target), target, read_loss(config.folder, config))
 

@@ -362,6 +362,11 @@ class RunConfig(Section):
         """Windows that the first ``steps`` steps of a run take together."""
         return self.batch.plan(1).samples_before(steps)
 
+    @property
+    def trained_tokens(self) -> int:
+        """Of the data, in all steps of a run."""
+        return self.samples_after(self.train.steps) * self.window.stride
+
 
 def with_absolute_places(config: RunConfig) -> RunConfig:
     """The same configuration for a process that starts elsewhere.

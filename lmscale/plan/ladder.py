@@ -70,7 +70,7 @@ def plan_ladder(
     """
     shapes = _list_shapes(config)
     target = count(config)
-    trained = config.samples_after(config.train.steps) * config.window.stride
+    trained = config.trained_tokens
     factors = tuple(rates or ((1.0,) if _has_mup(config) else RATES))
     scale = _Scale(config=config, parameters=target, tokens=trained, factors=factors)
     if sizes:

@@ -78,7 +78,7 @@ def read_ladder(path: Path, config: RunConfig, *, name: str) -> tuple[LadderRun,
                 folder=folder,
                 values=values,
                 parameters=count(smaller),
-                tokens=smaller.samples_after(smaller.train.steps) * smaller.window.stride,
+                tokens=smaller.trained_tokens,
                 rate=smaller.engine.optimizer.lr,
                 loss=read_loss(folder, smaller),
             )

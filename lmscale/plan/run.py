@@ -161,7 +161,7 @@ def plan_run(
     hours = simulated.wall_seconds[1] / HOUR * machine.ranks
     watts = machine.device.watts
     sources = plan_sources(config)
-    tokens = config.samples_after(config.train.steps) * config.window.stride
+    tokens = config.trained_tokens
     plan = RunPlan(
         steps=config.train.steps,
         tokens=tokens,
