@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, load_config
 from lmscale.errors import EXIT_FINISHED, ConfigError
 from lmscale.files.atomic import write_bytes
-from lmscale.files.printing import say
+from lmscale.files.printing import align_rows, say
 
 if TYPE_CHECKING:
     from lmscale.plan.ladder_law import Fit, Prediction
@@ -150,35 +150,28 @@ def _report(
 ) -> None:
     """What is done, and what it foretells where it is enough."""
     from lmscale.plan.ladder import count
-    from lmscale.plan.ladder_law import MIN_SIZES, fit_law
-    from lmscale.plan.ladder_runs import choose_best, points_of, read_loss
+    from lmscale.plan.ladder_law import MIN_SIZES
+    from lmscale.plan.ladder_runs import choose_best
 
     best = choose_best(runs)
-    parameters = count(config)
-    tokens = config.trained_tokens
+    foretold = _foretell(config, best)
     told: dict[str, Any] = {
         "file": str(path),
-        "target": {"parameters": parameters, "tokens": tokens},
+        "target": {"parameters": count(config), "tokens": config.trained_tokens},
         "runs": [{**asdict(run), "folder": str(run.folder)} for run in runs],
     }
-    fit = predicted = None
-    measured = read_loss(config.folder, config)
-    if len({run.parameters for run in best}) >= MIN_SIZES:
-        fit = fit_law(points_of(best))
-        predicted = fit.predict(parameters, tokens)
-        told["law"] = _law_of(fit)
-        told["prediction"] = {**asdict(predicted), "measured": measured}
+    if foretold is not None:
+        told["law"] = _law_of(foretold.fit)
+        told["prediction"] = {**asdict(foretold.predicted), "measured": foretold.measured}
         if svg is not None:
-            picture = _draw(best, fit, predicted, (parameters, tokens), measured)
-            write_bytes(svg, picture.encode())
+            write_bytes(svg, _draw(foretold).encode())
     elif svg is not None:
         raise ConfigError(f"--svg {svg}: a law needs {MIN_SIZES} finished sizes")
     if as_json:
         echo_json(told)
         return
-    for line in _render(runs, best):
-        say(line)
-    if fit is None or predicted is None:
+    say(_render(runs, best))
+    if foretold is None:
         missing = sum(run.loss is None for run in runs)
         say(
             f"\n{missing} of {len(runs)} runs are missing. Submit them as one array:\n"
@@ -187,26 +180,52 @@ def _report(
             "--here 1"
         )
         return
-    for line in _render_prediction(fit, predicted, parameters, tokens, measured):
+    for line in _render_prediction(foretold):
         say(line)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Foretold:
+    """What finished runs say of the large one."""
+
+    best: Sequence[LadderRun]
+    fit: Fit
+    predicted: Prediction
+    parameters: int
+    tokens: int
+    measured: float | None
+    """The large run's own loss, once it is finished."""
+
+
+def _foretell(config: RunConfig, best: Sequence[LadderRun]) -> _Foretold | None:
+    """None where the best runs have too few sizes."""
+    from lmscale.plan.ladder import count
+    from lmscale.plan.ladder_law import MIN_SIZES, fit_law
+    from lmscale.plan.ladder_runs import points_of, read_loss
+
+    if len({run.parameters for run in best}) < MIN_SIZES:
+        return None
+    fit, parameters, tokens = fit_law(points_of(best)), count(config), config.trained_tokens
+    return _Foretold(
+        best=best,
+        fit=fit,
+        predicted=fit.predict(parameters, tokens),
+        parameters=parameters,
+        tokens=tokens,
+        measured=read_loss(config.folder, config),
+    )
 
 
 def draw_finished(config: RunConfig) -> str | None:
     """The picture of a run's ladder at its usual place; None where too few of it are finished."""
-    from lmscale.plan.ladder import count
-    from lmscale.plan.ladder_law import MIN_SIZES, fit_law
-    from lmscale.plan.ladder_runs import choose_best, points_of, read_ladder, read_loss
+    from lmscale.plan.ladder_runs import choose_best, read_ladder
 
     name = f"{config.run.name}-ladder"
     path = config.folder.parent / f"{name}.yaml"
     if not path.is_file():
         return None
-    best = choose_best(read_ladder(path, config, name=name))
-    if len({run.parameters for run in best}) < MIN_SIZES:
-        return None
-    target = (count(config), config.trained_tokens)
-    fit = fit_law(points_of(best))
-    return _draw(best, fit, fit.predict(*target), target, read_loss(config.folder, config))
+    foretold = _foretell(config, choose_best(read_ladder(path, config, name=name)))
+    return None if foretold is None else _draw(foretold)
 
 
 def _law_of(fit: Fit) -> dict[str, Any]:
@@ -221,29 +240,28 @@ def _law_of(fit: Fit) -> dict[str, Any]:
     }
 
 
-def _render(runs: Sequence[LadderRun], best: Sequence[LadderRun]) -> list[str]:
+def _render(runs: Sequence[LadderRun], best: Sequence[LadderRun]) -> str:
     names = {run.name for run in best}
-    lines = [f"{'run':24} {'parameters':>12} {'tokens':>14} {'rate':>9}  loss"]
+    table = [["run", "parameters", "tokens", "rate", "loss"]]
     for run in runs:
         loss = "missing" if run.loss is None else f"{run.loss:.4f}"
         mark = "" if run.loss is None or run.name in names else "  (another rate is better)"
-        lines.append(
-            f"{run.name:24} {run.parameters:12,} {run.tokens:14,} {run.rate:9.3g}  {loss}{mark}"
-        )
-    return lines
+        figures = [f"{run.parameters:,}", f"{run.tokens:,}", f"{run.rate:.3g}"]
+        table.append([run.name, *figures, loss + mark])
+    return align_rows(table, left=(0, 4))
 
 
-def _render_prediction(
-    fit: Fit, predicted: Prediction, parameters: int, tokens: int, measured: float | None
-) -> list[str]:
-    law, worst = fit.law, max(map(abs, fit.residuals))
+def _render_prediction(foretold: _Foretold) -> list[str]:
+    predicted, measured = foretold.predicted, foretold.measured
+    law, worst = foretold.fit.law, max(map(abs, foretold.fit.residuals))
     data = f" + {law.of_tokens:.4g} / D^{law.beta:.3f}" if law.of_tokens else ""
     lines = [
         "",
         f"law          L = {law.floor:.4g} + {law.of_parameters:.4g} / N^{law.alpha:.3f}{data}; "
         f"no run is further from it than {100 * math.expm1(worst):.2g} %",
         f"prediction   {predicted.loss:.4f} nats per token, nine in ten from {predicted.low:.4f} "
-        f"to {predicted.high:.4f}, of {parameters:,} parameters and {tokens:,} tokens",
+        f"to {predicted.high:.4f}, of {foretold.parameters:,} parameters and {foretold.tokens:,} "
+        "tokens",
     ]
     lines += [f"             {doubt}" for doubt in predicted.doubts]
     if measured is not None:
@@ -252,18 +270,14 @@ def _render_prediction(
     return lines
 
 
-def _draw(
-    best: Sequence[LadderRun],
-    fit: Fit,
-    predicted: Prediction,
-    target: tuple[int, int],
-    measured: float | None,
-) -> str:
+def _draw(foretold: _Foretold) -> str:
     from lmscale.plan.pictures import COLORS, Axis, Line, render_chart
 
+    best, predicted, measured = foretold.best, foretold.predicted, foretold.measured
+    size = foretold.parameters
     losses = [run.loss for run in best if run.loss] + [predicted.low, predicted.high]
     least = min(run.parameters for run in best)
-    x = Axis(title="parameters", low=least * 0.8, high=target[0] * 1.3, is_log=True, form=_short)
+    x = Axis(title="parameters", low=least * 0.8, high=size * 1.3, is_log=True, form=_short)
     spread = max(losses) - min(losses)
     y = Axis(
         title="nats per token",
@@ -277,21 +291,21 @@ def _draw(
         name = f"{_short(tokens)} tokens"
         points = [(run.parameters, run.loss or math.nan) for run in of_tokens]
         lines.append(Line(name=name, points=points, color=color, has_dots=True, has_line=False))
-        sizes = [least * (target[0] / least) ** (step / 40) for step in range(41)]
-        curve = [(size, fit.law.loss(size, tokens)) for size in sizes]
+        sizes = [least * (size / least) ** (step / 40) for step in range(41)]
+        curve = [(each, foretold.fit.law.loss(each, tokens)) for each in sizes]
         lines.append(Line(name="", points=curve, color=color, is_dashed=True))
     lines.append(
         Line(
             name="foretold",
-            points=[(target[0], predicted.loss)],
+            points=[(size, predicted.loss)],
             color="#222222",
             has_dots=True,
             spread=(predicted.low, predicted.high),
         )
     )
     if measured is not None:
-        point = [(target[0], measured)]
-        lines.append(Line(name="measured", points=point, color="#d1495b", has_dots=True))
+        point = [(size, measured)]
+        lines.append(Line(name="measured", points=point, color=COLORS[1], has_dots=True))
     return render_chart("a ladder, its law, and what it foretells", lines, x, y)
 
 
