@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lmscale.config import RunConfig
-from lmscale.plan.calibration import Calibration
+from lmscale.plan.calibration import Calibration, PhaseCosts
 from lmscale.plan.counts import RECOMPUTED, count_phases
 from lmscale.plan.devices import Device
 from lmscale.plan.operations import find_frozen_names, list_operations, list_parameters
@@ -81,24 +81,20 @@ def reckon_step(counted: CountedStep, device: Device) -> dict[str, dict[str, flo
     """Phase → what it is spent on → seconds."""
     measured = device.measured
     assert measured is not None, "find_measured has found it"
+    costs = {each.phase: each for each in measured.phases}
     phases: dict[str, dict[str, float]] = {}
-    for costs in measured.phases:
-        spent = {"products": counted.products.get(costs.phase, 0.0)}
-        reckoned = costs.reckon(counted.counts[costs.phase], counted.stage)
-        for name, seconds in reckoned.items():
-            kind = KIND_OF_COUNT[name]
-            spent[kind] = spent.get(kind, 0.0) + seconds
-        phases[costs.phase] = {name: seconds for name, seconds in spent.items() if seconds}
-    for name, seconds in _reckon_recomputed(counted, measured).items():
-        phases["backward"][name] = phases["backward"].get(name, 0.0) + seconds
+    for phase, of_phase in costs.items():
+        spent = {"products": counted.products.get(phase, 0.0)}
+        _spend(spent, of_phase, counted.counts[phase], counted.stage)
+        if phase == "backward" and "forward" in costs:
+            _spend(spent, costs["forward"], counted.counts[RECOMPUTED], counted.stage)
+        phases[phase] = {name: seconds for name, seconds in spent.items() if seconds}
     return phases
 
 
-def _reckon_recomputed(counted: CountedStep, measured: Calibration) -> dict[str, float]:
-    spent: dict[str, float] = {}
-    for costs in measured.phases:
-        if costs.phase == "forward":
-            for name, seconds in costs.reckon(counted.counts[RECOMPUTED], counted.stage).items():
-                kind = KIND_OF_COUNT[name]
-                spent[kind] = spent.get(kind, 0.0) + seconds
-    return spent
+def _spend(
+    spent: dict[str, float], costs: PhaseCosts, counts: Mapping[str, float], stage: int
+) -> None:
+    for name, seconds in costs.reckon(counts, stage).items():
+        kind = KIND_OF_COUNT[name]
+        spent[kind] = spent.get(kind, 0.0) + seconds
