@@ -147,7 +147,7 @@ def render_bar(title: str, parts: Sequence[Part], *, limit: float, said_limit: s
         end = begin + part.amount
         drawn.append(
             f'<rect x="{at(begin)}" y="48" width="{max(0.3, at(end) - at(begin)):.1f}" height="36" '
-            f'fill="{part.color}"><title>{_escape(part.name)}: {_escape(part.said)}</title></rect>'
+            f'fill="{part.color}"><title>{escape(part.name)}: {escape(part.said)}</title></rect>'
         )
         column, row = number // rows, number % rows
         place = (GAP + (right - GAP) / 2 * column, 112 + 20 * row)
@@ -201,7 +201,7 @@ def render_timeline(title: str, spans: Sequence[Span], *, form: Callable[[float]
         what = f"{span.name}: {form(span.end - span.begin)}"
         drawn.append(
             f'<rect x="{begin}" y="{y}" width="{max(0.5, end - begin):.1f}" height="30" '
-            f'fill="{span.color}"><title>{_escape(what)}</title></rect>'
+            f'fill="{span.color}"><title>{escape(what)}</title></rect>'
         )
         if end - begin > 7 * len(span.name):
             drawn.append(_text(begin + 5, y + 19, span.name, color="white", size=11))
@@ -229,8 +229,4 @@ def _text(
 ) -> str:
     weight = ' font-weight="bold"' if bold else ""
     place = f'x="{round(x, 1)}" y="{round(y, 1)}" text-anchor="{anchor}"'
-    return f'<text {place} fill="{color}" font-size="{size}"{weight}>{_escape(words)}</text>'
-
-
-def _escape(words: str) -> str:
-    return escape(words, quote=True)
+    return f'<text {place} fill="{color}" font-size="{size}"{weight}>{escape(words)}</text>'
