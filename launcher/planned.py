@@ -7,6 +7,7 @@ from launcher.job import JobRequest, SlurmJob
 from lmscale.config import RunConfig
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ConfigError
+from lmscale.files.printing import count_of
 from lmscale.plan.devices import Device, Machine, find_device, plan_machine
 from lmscale.plan.memory import check_fits
 from lmscale.plan.quote import advise_fit, describe_unplanned, quote_plan
@@ -52,6 +53,6 @@ def find_gpu(cluster: ClusterConfig) -> Device | None:
 
 
 def _refuse(config: RunConfig, machine: Machine, why: str, *, ignored: bool) -> str:
-    nodes = f"{machine.nodes} node{'s' * (machine.nodes > 1)}"
+    nodes = count_of(machine.nodes, "node")
     told = f"{config.run.name} cannot fit {nodes}: by the plan {why}. "
     return told + advise_fit(config, machine) + ("" if ignored else " --ignore-plan submits it.")

@@ -37,7 +37,6 @@ from lmscale.errors import ConfigError
 from lmscale.files.printing import say
 
 DEFAULT = "show"
-DAY, HOUR = 86_400.0, 3600.0
 
 
 class PlanGroup(HintingGroup):
@@ -82,6 +81,7 @@ def show(
     """Print what a run of CONFIG will need. Loads no torch."""
     from lmscale.cli.plan_memory import advice_to_json, list_advice, list_memory, memory_to_json
     from lmscale.cli.plan_run import choose_machine, list_rows, to_json, write_page
+    from lmscale.plan.failures import DAY, HOUR
     from lmscale.plan.own_constants import read_constants
     from lmscale.plan.quote import describe_unplanned
     from lmscale.plan.run import RunOptions, plan_run

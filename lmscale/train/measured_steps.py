@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from lmscale.config import RunConfig
+from lmscale.evaluation.run import DTYPES
 from lmscale.plan.calibration import CollectiveTime, ProductTime
 from lmscale.plan.counts import PHASES
 from lmscale.ranks.mesh import plan_mesh
@@ -27,7 +28,6 @@ CLOCKS: dict[Clock, Callable[[], float]] = {
     "wall": time.perf_counter,
     "process": time.process_time,
 }
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WARM_UP = 2  # steps, in which allocators fill and kernels are chosen
 PRODUCT_SIZES = (64, 256, 1024, 4096)
 MOST_FLOPS = 2.2e9  # of one product: a tenth of a second of a slow core
