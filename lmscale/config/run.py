@@ -391,13 +391,9 @@ def with_absolute_places(config: RunConfig) -> RunConfig:
         section["folder"] = absolute_location(section["folder"])
     for source in tree["stream"]["sources"].values():
         source["shards"] = absolute_location(source["shards"])
-    sets = tree["evaluation"]["sets"]
-    tree["evaluation"]["sets"] = {name: absolute_location(place) for name, place in sets.items()}
-    if tree["evaluation"]["tasks_include_path"]:
-        tree["evaluation"]["tasks_include_path"] = absolute_location(
-            tree["evaluation"]["tasks_include_path"]
-        )
-    tree["evaluation"]["tasks"] = [
-        absolute_location(word) if is_task_place(word) else word for word in config.evaluation.tasks
-    ]
+    scoring = tree["evaluation"]
+    scoring["sets"] = {name: absolute_location(place) for name, place in scoring["sets"].items()}
+    if scoring["tasks_include_path"]:
+        scoring["tasks_include_path"] = absolute_location(scoring["tasks_include_path"])
+    scoring["tasks"] = [absolute_location(w) if is_task_place(w) else w for w in scoring["tasks"]]
     return RunConfig.model_validate(tree)
