@@ -175,11 +175,12 @@ _ACCOUNTS: Mapping[type, Callable[[Any, Sizes], Account]] = {
 }
 
 
-def account_planned(settings: ModelConfig, sizes: Sizes, *, adapters: int = 0) -> Account:
-    """The account of a model of one of lmscale's own families, with so many trained elements of
-    adapters beside its matrices.
+def account_planned(settings: ModelConfig, sizes: Sizes, *, adapters: int = 0) -> Account | None:
+    """The account of a model with so many trained elements of adapters beside its matrices; None of
+    a family of an installed package, whose own account loads torch.
     """
-    return with_adapters(_ACCOUNTS[type(settings)](settings, sizes), adapters)
+    account = _ACCOUNTS.get(type(settings))
+    return None if account is None else with_adapters(account(settings, sizes), adapters)
 
 
 def with_adapters(account: Account, count: int) -> Account:

@@ -22,6 +22,8 @@ from lmscale.plan.reckoned import count_step, find_measured, reckon_step
 from lmscale.plan.traffic import Exchange, list_exchanges
 from lmscale.plan.update import update_time
 
+_COUNTED = ("product", "attention")  # kinds of operators whose FLOPs MFU counts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
@@ -117,10 +119,11 @@ def plan_step(config: RunConfig, machine: Machine, *, efficiency: Efficiency = E
     """
     config = settle_precision(config, machine.device)
     batch = config.batch.plan(machine.ranks)
-    model = _Weights.of(config)
     operations = list_operations(
         config, micro_windows=batch.micro_windows, on_gpu=machine.device.kind == "gpu"
     )
+    tokens = batch.micro_windows * config.stream.sequence_length
+    model = _Weights.of(config, operations, tokens=tokens)
     exchanges = list_exchanges(
         config.engine,
         elements=model.elements,
@@ -200,17 +203,27 @@ class _Weights:
     flops: Flops
 
     @classmethod
-    def of(cls, config: RunConfig) -> _Weights:
+    def of(cls, config: RunConfig, operations: Sequence[Operation], *, tokens: int) -> _Weights:
+        """``operations`` of a micro-batch of so many ``tokens``."""
         shapes = list_parameters(config.model, config.sizes)
         frozen = find_frozen_names(config, shapes)
         trained = [shape.elements for shape in shapes if shape.name not in frozen]
         adapters = sum(shape.elements for shape in shapes if shape.is_adapter)
+        account = account_planned(config.model, config.sizes, adapters=adapters)
         return cls(
             elements=sum(shape.elements for shape in shapes),
             trained=sum(trained),
             tensors=len(trained),
-            flops=account_planned(config.model, config.sizes, adapters=adapters).flops,
+            flops=_count_flops(operations, tokens) if account is None else account.flops,
         )
+
+
+def _count_flops(operations: Sequence[Operation], tokens: int) -> Flops:
+    """Of a family without an account here: those of its products and its attention, the backward
+    pass as twice the forward.
+    """
+    forward = sum(each.times * each.flops for each in operations if each.kind in _COUNTED)
+    return Flops(dense=3 * forward / tokens, causal=3 * forward / tokens)
 
 
 def _plan_pass(operations: Sequence[Operation], where: Surroundings) -> _Pass:

@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.config.load import parse_config
+from lmscale.config.model import DecoderConfig
 from lmscale.plan.devices import find_device, plan_machine
 from lmscale.plan.efficiency import EFFICIENCY
 from lmscale.plan.products import Product, product_cost
@@ -99,3 +100,16 @@ def test_auto_is_the_precision_that_the_device_has():
     assert config.engine.precision == "auto"
     in_bf16, in_fp32 = (plan_step(config, machine(name)) for name in ("a100", "v100"))
     assert in_fp32.seconds > 5 * in_bf16.seconds
+
+
+class OwnConfig(DecoderConfig):
+    """A family of an installed package that names its ``planning``: the decoder's."""
+
+
+def test_a_family_of_ones_own_is_planned_by_its_operators_alone():
+    decoder = build("model={layers: 4, width: 256, heads: 4}", "stream.sequence_length=512")
+    own = decoder.model_copy(update={"model": OwnConfig(**decoder.model.model_dump())})
+    known, planned = plan_step(decoder, machine()), plan_step(own, machine())
+    assert planned.seconds == known.seconds
+    assert known.mfu_causal and planned.mfu_causal and known.mfu_dense
+    assert 0.95 * known.mfu_causal < planned.mfu_causal < 1.05 * known.mfu_dense
