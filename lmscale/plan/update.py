@@ -6,17 +6,6 @@ from lmscale.config.training import EngineConfig
 from lmscale.plan.devices import MEMORY_SHARE, Machine
 from lmscale.plan.operator_times import Spent
 
-# Bytes that an update reads and writes of an element, in fp32: weight and gradient read, weight
-# written, and every state of the optimizer read and written.
-_STATES = {
-    "adamw": 2,
-    "adam": 2,
-    "adafactor": 0,
-    "lion": 1,
-    "muon": 1,
-    "schedule_free": 2,
-    "sgd": 1,
-}
 _FLOAT = 4
 # A step of the host's own: the votes, the loss read back, the schedule.
 HOST_SECONDS = 2e-3
@@ -34,8 +23,9 @@ def update_time(
     rate = device.memory_bytes_per_second * MEMORY_SHARE
     own = trained if engine.zero_stage == 0 else trained / machine.ranks
     kept = own if engine.zero_stage >= 2 else trained  # gradients, of which each adds up its own
-    states = _STATES[engine.optimizer.kind]
+    states = len(engine.optimizer.element_states(engine.optimizer.kind))
     masters = 0 if engine.precision == "fp32" else 2 * _FLOAT  # read, and written in 16 bit
+    # Weight and gradient read, weight written, and every state read and written, in fp32.
     of_element = _FLOAT * (3 + 2 * states) + masters + (2 * _FLOAT if engine.has_average else 0)
     update = own * of_element / rate
     if engine.offload_optimizer:
