@@ -63,6 +63,18 @@ ProfileRanksOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
+def find_file_problems(option: str, path: Path, *endings: str) -> list[str]:
+    """Why the file that an option names cannot be written, known before any work is done for it."""
+    problems = []
+    if path.suffix not in endings:
+        problems.append(f"{option} {path}: name a file that ends in {' or '.join(endings)}.")
+    if path.is_dir():
+        problems.append(f"{option} {path}: it is a folder; name a file in it.")
+    if not path.absolute().parent.is_dir():
+        problems.append(f"{option} {path}: there is no folder {path.absolute().parent}.")
+    return problems
+
+
 def echo_json(content: object) -> None:
     """Print what ``--json`` asks for."""
     say(json.dumps(content, indent=1))

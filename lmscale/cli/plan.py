@@ -12,6 +12,7 @@ from lmscale.cli.options import (
     JsonOption,
     SetOption,
     echo_json,
+    find_file_problems,
     print_warnings,
     render_line,
 )
@@ -87,8 +88,8 @@ def show(
     from lmscale.plan.run import RunOptions, plan_run
     from lmscale.plan.speed import plan_step
 
-    if html is not None and not html.absolute().parent.is_dir():
-        raise ConfigError(f"--html {html}: there is no folder {html.absolute().parent}.")
+    if html is not None and (problems := find_file_problems("--html", html, ".html")):
+        raise ConfigError(problems)
     loaded = load_config(config, set_ or ())
     machine = choose_machine(gpu, nodes=nodes, devices_per_node=gpus_per_node)
     with blaming(set_ or ()):

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from lmscale.cli.options import JsonOption, RunArgument, echo_json, print_notes
+from lmscale.cli.options import (
+    JsonOption,
+    RunArgument,
+    echo_json,
+    find_file_problems,
+    print_notes,
+)
 from lmscale.config.load import dump_config
 from lmscale.errors import ConfigError
 from lmscale.files.atomic import write_bytes
@@ -110,12 +116,9 @@ def _check_choices(out: Path, precision: str | None, clock: str, *, force: bool)
         problems.append(f"--precision {precision}: give one of {', '.join(PRECISIONS)}.")
     if clock not in CLOCKS:
         problems.append(f"--clock {clock}: give one of {', '.join(CLOCKS)}.")
-    if out.suffix not in (".yaml", ".yml", ".json"):
-        problems.append(f"--out {out}: name a file that ends in .yaml, by which --gpu knows it.")
-    if out.exists() and not force:
+    problems += find_file_problems("--out", out, ".yaml", ".yml", ".json")
+    if out.is_file() and not force:
         problems.append(f"--out {out}: it is there already. Add --force to replace it.")
-    if not out.absolute().parent.is_dir():
-        problems.append(f"--out {out}: there is no folder {out.absolute().parent}.")
     if problems:
         raise ConfigError(problems)
 

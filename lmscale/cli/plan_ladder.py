@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json, print_notes
+from lmscale.cli.options import (
+    ConfigArgument,
+    JsonOption,
+    SetOption,
+    echo_json,
+    find_file_problems,
+    print_notes,
+)
 from lmscale.config import RunConfig, load_config
 from lmscale.errors import EXIT_FINISHED, ConfigError
 from lmscale.files.atomic import write_bytes
@@ -72,6 +79,8 @@ def ladder(
     from lmscale.plan.ladder import plan_ladder
     from lmscale.plan.ladder_runs import read_ladder, render_rows
 
+    if svg is not None and (problems := find_file_problems("--svg", svg, ".svg")):
+        raise ConfigError(problems)
     loaded = load_config(config, set_ or ())
     name = f"{loaded.run.name}-ladder"
     path = out or loaded.folder.parent / f"{name}.yaml"

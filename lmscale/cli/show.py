@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmscale.cli.evaluate import StepOption, WeightsOption
-from lmscale.cli.options import JsonOption, RunArgument, echo_json
+from lmscale.cli.options import JsonOption, RunArgument, echo_json, find_file_problems
 from lmscale.config.kinds import Ability
 from lmscale.config.training import Weights
 from lmscale.errors import ConfigError
@@ -247,10 +247,8 @@ def _check_picture(out: Path, *, force: bool, run: Path) -> None:
     from lmscale.files.output_folder import check_output_file
     from lmscale.views.attention_picture import is_ours
 
-    if out.suffix not in (".svg", ".html"):
-        raise ConfigError(f"--out {out}: name a file that ends in .svg or .html.")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}.")
+    if problems := find_file_problems("--out", out, ".svg", ".html"):
+        raise ConfigError(problems)
     check_output_file(out, is_ours=is_ours, force=force, source=run)
 
 
