@@ -126,9 +126,10 @@ def _parse_counts(option: str, text: str | None) -> tuple[float, ...]:
     found = []
     for word in (text or "").split(",") if text else ():
         match = _COUNT.fullmatch(word.strip())
-        if match is None or float(match[1]) <= 0:
+        number = 0.0 if match is None else float(match[1]) * _UNITS[match[2]]
+        if not 0 < number < math.inf:
             raise ConfigError(f"{option} {text}: numbers such as 300k,1.5M are wanted")
-        found.append(float(match[1]) * _UNITS[match[2]])
+        found.append(number)
     return tuple(found)
 
 

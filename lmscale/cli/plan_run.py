@@ -27,7 +27,7 @@ def choose_machine(gpu: str | None, *, nodes: int, devices_per_node: int | None)
     if here is not None and here.count:
         name, usual = here.name, here.count
     else:
-        name = gpu or CPU
+        name = CPU if gpu is None else gpu
         usual = 1 if name == CPU else USUAL_PER_NODE
     return plan_machine(find_device(name), nodes=nodes, devices_per_node=devices_per_node or usual)
 
