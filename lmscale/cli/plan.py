@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -36,6 +37,9 @@ from lmscale.config import load_config
 from lmscale.config.load import blaming
 from lmscale.errors import ConfigError
 from lmscale.files.printing import say
+
+if TYPE_CHECKING:
+    from lmscale.plan.own_constants import Constants
 
 DEFAULT = "show"
 
@@ -83,7 +87,6 @@ def show(
     from lmscale.cli.plan_memory import advice_to_json, list_advice, list_memory, memory_to_json
     from lmscale.cli.plan_run import choose_machine, list_rows, to_json, write_page
     from lmscale.plan.failures import DAY, HOUR
-    from lmscale.plan.own_constants import read_constants
     from lmscale.plan.quote import describe_unplanned
     from lmscale.plan.run import RunOptions, plan_run
     from lmscale.plan.speed import plan_step
@@ -104,8 +107,7 @@ def show(
         "write_bytes_per_second": storage and storage * 1e9,
     }
     options = RunOptions(**{key: value for key, value in given.items() if value is not None})
-    every = loaded.evaluation.every_steps
-    constants = read_constants(like, evaluate_every_steps=every) if like else None
+    constants = None if like is None else _read_constants(like)
     run = plan_run(loaded, machine, step_seconds=step.seconds, options=options, constants=constants)
     if html is not None:
         write_page(html, loaded, machine, step, run, options)
@@ -121,3 +123,12 @@ def show(
     for name, text in (*list_memory(loaded, machine), *list_advice(loaded, machine)):
         say(render_line(name, text))
     print_warnings([*run.doubts, *describe_unplanned(loaded, machine)])
+
+
+def _read_constants(run: Path) -> Constants:
+    """Raises ``ConfigError`` where no run is in the folder ``run``."""
+    from lmscale.plan.own_constants import read_constants
+    from lmscale.runs.run_folder import load_run_config
+
+    every = load_run_config(run).evaluation.every_steps
+    return read_constants(run, evaluate_every_steps=every)

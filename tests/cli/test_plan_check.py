@@ -26,6 +26,7 @@ def test_a_folder_without_a_run_cannot_be_checked(tmp_path):
     [
         ("plan demo --gpu cpu --html {folder}.html", "it is a folder"),
         ("plan demo --gpu cpu --html {config}", "ends in .html"),
+        ("plan demo --gpu cpu --like {folder}", "is not a run's folder"),
         ("plan demo --gpu=", "not in the table of devices"),
         ("plan ladder ladder_cpu --svg {folder}/none/a.svg", "there is no folder"),
         ("plan ladder ladder_cpu --out {folder}/a.yaml --sizes 1e400,1M,2M", "such as 300k"),
